@@ -4,6 +4,7 @@
 //! Words are used as `docs/glossary.md` gives them.
 
 mod entry;
+mod fault;
 mod id;
 mod key;
 mod membership;
@@ -14,6 +15,7 @@ mod time;
 pub mod wire;
 
 pub use entry::{Entry, EntryKind, HardState, LogIndex, Term};
+pub use fault::PlantedFault;
 pub use id::{ClusterId, GroupId, NodeId, ReplicaId, ReplicaKey, ShardId};
 pub use key::{Condition, Key, KeyError, Match, Slot, Version, KEY_BYTES_MAX, SLOT_COUNT, VALUE_BYTES_DEFAULT_MAX};
 pub use membership::{Member, MemberStep, Membership, MembershipChange, Role};

@@ -1,0 +1,149 @@
+//! Everything a node wants done, as values. The world does it and reports back by events.
+
+use crate::event::Ticket;
+use crate::message::PeerMessage;
+use crate::request::Reply;
+use crate::state_machine::{GroupApply, ReplicaState};
+use bytes::Bytes;
+use flotilla_storage::log::LogBatch;
+use flotilla_types::{Key, NodeId, ReplicaKey};
+
+/// What one turn of the loop produced. Order within each list is kept by the world; the lists do not
+/// wait for each other (whatever must wait for a sync is held back by the node itself).
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Answers for the doors.
+    pub replies: Vec<(Ticket, Reply)>,
+    /// Messages for peers.
+    pub messages: Vec<(NodeId, PeerMessage)>,
+    /// At most one log write.
+    pub log: Option<LogJob>,
+    /// Work for the apply thread, in order.
+    pub store: Vec<StoreJob>,
+    /// Point reads that may run now, in any order, on any thread.
+    pub reads: Vec<ReadJob>,
+    /// The peers to be linked with, when they changed: node and HOST:PORT.
+    pub peers: Option<Vec<(NodeId, String)>>,
+    /// For the operator's eyes: one line each.
+    pub notices: Vec<Notice>,
+    /// The process must end, for this reason (damage that cannot be healed here, removal, ...).
+    pub fatal: Option<String>,
+}
+
+/// A line for the traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something an operator may want to know.
+    Info(String),
+    /// Something that a person should look at.
+    Warning(String),
+    /// A person must look.
+    Error(String),
+}
+
+/// One batch for the log thread: append, sync if asked, answer [`crate::event::Event::LogSynced`].
+#[derive(Debug)]
+pub struct LogJob {
+    /// Rises by one with each job.
+    pub number: u64,
+    /// What to append.
+    pub batch: LogBatch,
+    /// Whether it must be synced before it is answered. A job that need not be (a commit mark alone)
+    /// is answered all the same.
+    pub must_sync: bool,
+}
+
+/// One job for the apply thread.
+#[derive(Debug)]
+pub enum StoreJob {
+    /// Apply entries, of several groups at once.
+    Apply(Vec<GroupApply>),
+    /// Make everything applied so far durable, and say up to where.
+    Persist,
+    /// Create a replica's state (first start).
+    Create {
+        /// The replica.
+        replica: ReplicaKey,
+        /// Its first state.
+        state: Box<ReplicaState>,
+    },
+    /// Forget a replica and sweep its rows.
+    Destroy {
+        /// The replica.
+        replica: ReplicaKey,
+    },
+    /// Open a view for an outgoing snapshot (`first`), or read on.
+    ReadSnapshot {
+        /// The sender's number for the transfer.
+        transfer: u64,
+        /// Which replica's rows.
+        replica: ReplicaKey,
+        /// Whether to open the view first.
+        first: bool,
+        /// How large a chunk may be.
+        bytes_max: usize,
+    },
+    /// The transfer is over: close its view.
+    CloseSnapshot {
+        /// The sender's number for the transfer.
+        transfer: u64,
+    },
+    /// Write rows of an incoming snapshot into a generation that is not in force; `first` clears
+    /// what an earlier attempt left there.
+    InstallRows {
+        /// The receiving replica.
+        replica: ReplicaKey,
+        /// The generation being filled.
+        generation: u32,
+        /// Whether this begins the generation.
+        first: bool,
+        /// The chunk.
+        chunk: Bytes,
+    },
+    /// Switch to the filled generation and make that durable.
+    FinishInstall {
+        /// The receiving replica.
+        replica: ReplicaKey,
+        /// The generation that was filled.
+        generation: u32,
+        /// The state the snapshot was taken at.
+        state: Box<ReplicaState>,
+    },
+    /// Give a half-filled generation up.
+    AbortInstall {
+        /// The receiving replica.
+        replica: ReplicaKey,
+        /// The generation given up.
+        generation: u32,
+    },
+    /// Sweep some rows of dead generations.
+    Sweep,
+}
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyTo {
+    /// To a door of this node.
+    Local(Ticket),
+    /// To the node that forwarded the request, under its number for it.
+    Peer {
+        /// The forwarding node.
+        node: NodeId,
+        /// Its number for the request.
+        id: u64,
+    },
+}
+
+/// A point read that is safe to run at once: the node has shown that whatever was committed before
+/// the request is applied.
+#[derive(Debug)]
+pub struct ReadJob {
+    /// Who gets the answer ([`crate::state_machine::run_read`] makes it).
+    pub to: ReplyTo,
+    /// The replica to read.
+    pub replica: ReplicaKey,
+    /// Its generation in force.
+    pub generation: u32,
+    /// The key.
+    pub key: Key,
+}

@@ -1,0 +1,132 @@
+//! Everything that can happen to a node, as values. The world (`server` or `sim`) makes them.
+
+use crate::message::PeerMessage;
+use crate::request::Request;
+use crate::state_machine::GroupApplied;
+use bytes::Bytes;
+use flotilla_types::{GroupId, Instant, LogIndex, NodeId, ReplicaKey, Timestamp};
+use std::collections::BTreeMap;
+
+/// The time of an event, by the node's two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// The monotonic clock: for deadlines and ticks.
+    pub instant: Instant,
+    /// The wall clock: only ever an input to a shard's replicated clock.
+    pub wall: Timestamp,
+}
+
+/// A door's name for a request under way; the reply bears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What a node is given.
+#[derive(Debug)]
+pub enum Event {
+    /// A client's request came through a door.
+    Request {
+        /// Comes back with the reply, exactly once.
+        ticket: Ticket,
+        /// What is asked.
+        request: Request,
+        /// When the client must have an answer.
+        expires: Instant,
+    },
+    /// A peer's messages came, in the order it sent them.
+    Messages {
+        /// The peer.
+        from: NodeId,
+        /// What it said.
+        messages: Vec<PeerMessage>,
+    },
+    /// A link to a peer is established.
+    LinkUp {
+        /// The peer.
+        peer: NodeId,
+    },
+    /// The link to a peer broke: what was sent may or may not have arrived, nothing more will come
+    /// from the old connection.
+    LinkDown {
+        /// The peer.
+        peer: NodeId,
+        /// The peer's process is known to be gone (its address refuses connections).
+        refused: bool,
+    },
+    /// The log job of this number, and all before it, are on disk.
+    LogSynced {
+        /// The number of the [`crate::effect::LogJob`].
+        job: u64,
+    },
+    /// A log job could not be written because the disk is full; nothing of it was written.
+    LogDiskFull {
+        /// The number of the [`crate::effect::LogJob`].
+        job: u64,
+    },
+    /// A [`crate::effect::StoreJob`] was done.
+    Store(StoreEvent),
+    /// The time that [`crate::Node::next_timer`] named has come.
+    Timer,
+    /// Hand leadership over and refuse new work; the process is about to end.
+    ShutDown,
+}
+
+/// What came of a [`crate::effect::StoreJob`].
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// Entries were applied.
+    Applied(Vec<GroupApplied>),
+    /// All that was applied before is durable up to these indexes.
+    Persisted(BTreeMap<ReplicaKey, LogIndex>),
+    /// A view for an outgoing snapshot was opened, or the next chunk of one was read.
+    SnapshotChunk {
+        /// The sender's number for the transfer.
+        transfer: u64,
+        /// The next chunk; `None`: the replica has no state to send.
+        chunk: Option<SnapshotRead>,
+    },
+    /// Rows of an incoming snapshot were written into their generation.
+    SnapshotRows {
+        /// The group and replica that receives.
+        replica: ReplicaKey,
+        /// The receiving generation.
+        generation: u32,
+        /// Whether the chunk verified and followed the one before.
+        accepted: bool,
+    },
+    /// The generation was switched, durably, or could not be.
+    SnapshotInstalled {
+        /// The group and replica that receives.
+        replica: ReplicaKey,
+        /// The generation that is now in force.
+        generation: u32,
+        /// Whether it was complete and was switched to.
+        installed: bool,
+    },
+    /// The replica's rows are gone (or listed to be swept).
+    Destroyed {
+        /// The replica that was.
+        replica: ReplicaKey,
+    },
+    /// Damage or an I/O error in the store: this replica cannot go on.
+    Failed {
+        /// The replica concerned; `None`: the whole store.
+        replica: Option<ReplicaKey>,
+        /// What happened.
+        detail: String,
+        /// Whether the disk is full.
+        disk_full: bool,
+    },
+}
+
+/// One chunk of an outgoing snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotRead {
+    /// The group.
+    pub group: GroupId,
+    /// The state at the view: index, term, membership.
+    pub state: crate::state_machine::ReplicaState,
+    /// The chunk's bytes in their own checksummed format.
+    pub bytes: Bytes,
+    /// Whether it is the last.
+    pub last: bool,
+}

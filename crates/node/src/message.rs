@@ -1,0 +1,149 @@
+//! What nodes say to each other, and its bytes (docs/formats.md, "Messages between nodes").
+//!
+//! A link carries frames; a frame carries messages of all groups. What travels apart, on a
+//! connection of its own, is the snapshots' rows: see [`PeerMessage::channel`].
+
+use crate::request::{Reply, Request};
+use bytes::Bytes;
+use flotilla_consensus::Message;
+use flotilla_types::{GroupId, LogIndex, ReplicaId, Term};
+
+/// One message between two nodes.
+#[derive(Clone, Debug)]
+pub enum PeerMessage {
+    /// A Raft message between two replicas of a group.
+    Raft {
+        /// The group of both.
+        group: GroupId,
+        /// What Raft says; it holds sender and receiver.
+        message: Message,
+    },
+    /// The addressed replica is not here and will never be again.
+    Gone {
+        /// The group.
+        group: GroupId,
+        /// The replica that was addressed.
+        replica: ReplicaId,
+    },
+    /// A client's request, forwarded to the shard's leader. One hop: the receiver answers it or
+    /// refuses it, and never forwards it.
+    Forward(Forward),
+    /// The answer to a [`PeerMessage::Forward`].
+    Reply {
+        /// The forwarder's number for the request.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+        /// With `NotLeader`: who leads, as far as the answering node knows.
+        leader: Option<flotilla_types::NodeId>,
+    },
+    /// "Am I still the leader of these groups?": one round for all groups with waiting reads.
+    ReadConfirm {
+        /// The asking node's number for the round.
+        round: u64,
+        /// Groups and the terms it leads them in.
+        groups: Vec<(GroupId, Term)>,
+    },
+    /// Positions in the round's list whose term this node shares.
+    ReadConfirmed {
+        /// The asking node's number for the round.
+        round: u64,
+        /// Positions in its list.
+        confirmed: Vec<u32>,
+    },
+    /// A part of a snapshot on its way to a replica.
+    SnapshotChunk {
+        /// The group.
+        group: GroupId,
+        /// The sending replica.
+        from: ReplicaId,
+        /// The receiving replica.
+        to: ReplicaId,
+        /// The sender's number for the transfer.
+        transfer: u64,
+        /// The chunk's position, from 0.
+        number: u32,
+        /// The chunk in its own checksummed format.
+        bytes: Bytes,
+        /// With the last chunk: the Raft message that offers the snapshot, and the state it was
+        /// taken at, encoded.
+        finish: Option<(Box<Message>, Bytes)>,
+    },
+    /// The receiver took the chunk and may be sent the next, or gives the transfer up.
+    SnapshotTaken {
+        /// The group.
+        group: GroupId,
+        /// The sender's number for the transfer.
+        transfer: u64,
+        /// The position of the chunk.
+        number: u32,
+        /// Whether to go on.
+        accepted: bool,
+    },
+    /// A node tells the control group's leader how it is; see [`crate::control`].
+    Report(Bytes),
+    /// The control group's state, pushed to a node that holds no voter of it; encoded.
+    ControlCopy(Bytes),
+    /// Ask for a [`PeerMessage::ControlCopy`] if the asked node has a later epoch.
+    ControlAsk {
+        /// The epoch the asking node has.
+        epoch: u64,
+        /// A replica without a leader asks whether it is still wanted (none: just the copy).
+        orphan: Option<(GroupId, ReplicaId)>,
+    },
+    /// A follower's chained hash at a named index, for the leader to compare (decision 11).
+    Checkpoint {
+        /// The group.
+        group: GroupId,
+        /// The reporting replica.
+        replica: ReplicaId,
+        /// Where.
+        index: LogIndex,
+        /// The chained hash there.
+        hash: u64,
+    },
+    /// The leader found this replica's hash to differ from a majority's: it must be re-seeded.
+    Diverged {
+        /// The group.
+        group: GroupId,
+        /// The replica that differs.
+        replica: ReplicaId,
+        /// Where.
+        index: LogIndex,
+    },
+}
+
+/// A forwarded request.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    /// The forwarding node's number for it, never used twice by a process.
+    pub id: u64,
+    /// How long the answer is of use, in milliseconds.
+    pub expires_in_ms: u32,
+    /// The shard's group.
+    pub group: GroupId,
+    /// The term of the forwarding node's own voter in that group at this moment, if it has one: it
+    /// confirms a leader of that term for reads that come with it (decision 2).
+    pub term: Option<Term>,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// Which connection a message travels on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// Raft, forwarded requests and their replies: in order.
+    Main,
+    /// Rows of snapshots.
+    Bulk,
+}
+
+impl PeerMessage {
+    /// The connection it travels on.
+    pub fn channel(&self) -> Channel {
+        match self {
+            PeerMessage::SnapshotChunk { .. } => Channel::Bulk,
+            _ => Channel::Main,
+        }
+    }
+}
