@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Durable bytes, real or simulated: the disk, the Raft log on it, and the state store.
+
+pub mod store;
