@@ -55,7 +55,8 @@ pub struct RowWrite {
     pub value: Option<Bytes>,
 }
 
-/// Row writes that happen together or not at all, later ones over earlier ones.
+/// Row writes that happen together or not at all. When it is written it must hold each key at most
+/// once: the engine gives the writes of a batch one sequence number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteBatch {
     writes: Vec<RowWrite>,
@@ -66,14 +67,14 @@ pub trait StateStore: Clone + Send + Sync + 'static {
     /// What [`StateStore::view`] gives.
     type View: StoreView;
 
-    /// The present value of a row.
+    /// The newest value of a row, which may belong to a batch that views do not show yet.
     ///
     /// # Errors
     /// If it cannot be read or is damaged.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-    /// Makes the writes of `batch` visible, all at once, in the order given (a later write of a key
-    /// wins). May block for as long as the engine needs to make room. Not durable before [`StateStore::persist`].
+    /// Makes the writes of `batch` happen, all or none; it holds no key twice. May block for as long as
+    /// the engine needs to make room. Not durable before [`StateStore::persist`].
     ///
     /// # Errors
     /// If it cannot be written; then no further write is accepted, and what is found after opening
@@ -140,6 +141,13 @@ impl WriteBatch {
     /// Takes back all but the first `count` writes.
     pub fn truncate(&mut self, count: usize) {
         self.writes.truncate(count);
+    }
+
+    /// Drops all but the last write of each key. The order of the rest is lost, which matters no more.
+    pub fn keep_last_of_each_key(&mut self) {
+        self.writes.reverse();
+        self.writes.sort_by(|a, b| a.key.cmp(&b.key));
+        self.writes.dedup_by(|a, b| a.key == b.key);
     }
 
     /// The writes, in order.

@@ -7,7 +7,7 @@
 use super::{RowWrite, StateStore, StoreError, StoreView, WriteBatch};
 use bytes::Bytes;
 use flotilla_types::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -183,6 +183,8 @@ impl StateStore for SimulatedStore {
         if batch.is_empty() {
             return Ok(());
         }
+        let keys: BTreeSet<&Bytes> = batch.writes().iter().map(|write| &write.key).collect();
+        assert!(keys.len() == batch.len(), "a batch holds each key at most once");
         if let Some(fault) = inner.write_fault {
             inner.failed = Some("a write failed");
             // It may have reached the disk all the same.

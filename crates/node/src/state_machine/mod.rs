@@ -1,0 +1,27 @@
+//! The state machine of a replica: what a committed entry does to the keys of its shard.
+//!
+//! - [`mutation`]: what an entry holds, encoded once by the leader;
+//! - [`apply`]: the [`Applier`], which turns committed entries of all replicas of a node into one
+//!   batch of rows, the applied index among them; [`generation`] is its part that creates, installs
+//!   and sweeps; [`rows`] builds the rows and chains the hash over them;
+//! - [`state`]: what a replica knows of itself besides its keys, stored in one row;
+//! - [`read`]: point reads, on any thread;
+//! - [`snapshot`]: a replica's rows as a stream of checked chunks, and back.
+//!
+//! Applying depends on the state and the entry, on nothing else: no clock, no chance, no node's own
+//! ids. What an entry does is the same on each replica and in whatever company it is applied.
+
+pub mod apply;
+pub mod generation;
+pub mod mutation;
+pub mod read;
+pub mod rows;
+pub mod snapshot;
+pub mod state;
+
+pub use apply::{Applier, ApplyError, ApplyJob, GroupApplied, GroupApply, MutationResult, StateMachineFaults, StopReason};
+pub use generation::InstallError;
+pub use mutation::{ENTRY_BYTES_MAX, ENTRY_KEYS_MAX, Mutation, MutationBatch, MutationError, Mutations};
+pub use read::ReadError;
+pub use snapshot::{ChunkError, SnapshotReader};
+pub use state::{CHECKPOINT_EVERY, ReplicaState};

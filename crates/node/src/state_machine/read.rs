@@ -1,0 +1,75 @@
+//! Point reads, on any thread, while the apply thread writes.
+//!
+//! An inline value is one row and so cannot be torn. A value in chunks is read through a view, key
+//! row and all, so that an overwrite under way does not mix two values.
+//!
+//! The generation must be the one in force: rows of a former one are swept. The caller waits with the
+//! first sweep after an install until no read of the former generation is under way.
+
+use super::rows::{KeyHead, chunk_rest};
+use bytes::{Bytes, BytesMut};
+use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::{StateStore, StoreError, StoreView};
+use flotilla_types::{Key, ReplicaKey, Version};
+
+/// Why a key could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The store failed, or a row is damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A key's present version and value; `None` if it is absent.
+///
+/// # Errors
+/// If the store fails or a row is damaged.
+pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: &Key) -> Result<Option<(Version, Bytes)>, ReadError> {
+    let row_key = layout::key_row(replica, generation, key.as_bytes());
+    match decode(&row_key, store.get(&row_key)?)? {
+        None => Ok(None),
+        Some((head, value)) if head.chunks == 0 => Ok(Some((head.version, value))),
+        Some(_) => {
+            let view = store.view()?;
+            match decode(&row_key, view.get(&row_key)?)? {
+                None => Ok(None),
+                Some((head, value)) if head.chunks == 0 => Ok(Some((head.version, value))),
+                Some((head, _)) => Ok(Some((head.version, read_chunks(&view, replica, generation, key, head)?))),
+            }
+        }
+    }
+}
+
+/// A key's present version and the length of its value; `None` if it is absent.
+///
+/// # Errors
+/// If the store fails or the row is damaged.
+pub fn head<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: &Key) -> Result<Option<(Version, u64)>, ReadError> {
+    let row_key = layout::key_row(replica, generation, key.as_bytes());
+    Ok(decode(&row_key, store.get(&row_key)?)?.map(|(head, _)| (head.version, u64::from(head.value_bytes))))
+}
+
+fn decode(row_key: &[u8], row: Option<Bytes>) -> Result<Option<(KeyHead, Bytes)>, StoreError> {
+    row.map(|row| KeyHead::decode(&row_key[GENERATION_PREFIX_BYTES..], row)).transpose()
+}
+
+fn read_chunks<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32, key: &Key, head: KeyHead) -> Result<Bytes, StoreError> {
+    let damaged = |what: String| StoreError::Damaged(format!("the value of key \"{key}\" of {replica} {what}"));
+    let mut value = BytesMut::with_capacity(head.value_bytes as usize);
+    for number in 0..head.chunks {
+        let row_key = layout::data_row(replica, generation, RowKind::Chunk, &chunk_rest(key, number));
+        let row = view.get(&row_key)?.ok_or_else(|| damaged(format!("lacks chunk {number} of {}", head.chunks)))?;
+        let body = layout::verify(&row_key[GENERATION_PREFIX_BYTES..], &row)?;
+        let Some((version, piece)) = body.split_first_chunk::<8>() else {
+            return Err(damaged(format!("has no version in chunk {number}")));
+        };
+        if u64::from_le_bytes(*version) != head.version.0 {
+            return Err(damaged(format!("has chunk {number} of another version")));
+        }
+        value.extend_from_slice(piece);
+    }
+    if value.len() != head.value_bytes as usize {
+        return Err(damaged(format!("has {} bytes, not {}", value.len(), head.value_bytes)));
+    }
+    Ok(value.freeze())
+}
