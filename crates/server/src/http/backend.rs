@@ -1,0 +1,42 @@
+//! What the HTTP door needs of the node behind it: a small trait, so that tests can put a fake
+//! behind the door and the driver's handle can implement it without the door knowing the driver.
+//!
+//! Everything runs on one thread (a tokio `LocalSet`), so nothing here is `Send`.
+
+use crate::metrics::Exposition;
+use flotilla_node::request::{Reply, Request};
+use flotilla_types::{Key, ShardId, Slot};
+use std::future::Future;
+use std::time::Duration;
+
+/// The node behind the door.
+pub trait Backend: 'static {
+    /// Has the node answer a request within `timeout`. The answer always comes, also when time ran
+    /// out: the door starts no timer of its own. Dropping the future forgets the answer, not the request.
+    fn request(&self, request: Request, timeout: Duration) -> impl Future<Output = Reply>;
+
+    /// Where a key lives, as this node knows it; no I/O.
+    fn locate(&self, key: &Key) -> Location;
+
+    /// Whether the node can serve (`/readyz`): it knows the leaders of its shards. If not: why, in one line.
+    ///
+    /// # Errors
+    /// With what is missing.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Writes the node's own metrics (`/metrics`); the door's are added by the door.
+    fn write_metrics(&self, exposition: &mut Exposition);
+}
+
+/// Where a key lives. Nodes by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The key's slot.
+    pub slot: Slot,
+    /// The shard that holds the slot.
+    pub shard: ShardId,
+    /// The shard's leader, if one is known.
+    pub leader: Option<String>,
+    /// The nodes that hold a replica.
+    pub replicas: Vec<String>,
+}

@@ -1,0 +1,5 @@
+//! The HTTP door.
+
+mod backend;
+
+pub use backend::{Backend, Location};
