@@ -1,0 +1,309 @@
+//! What the control group's leader proposes: a pure function of the agreed state and of what was last
+//! reported, run every second or so. It remembers nothing, so a new leader goes on where the old one
+//! stopped.
+//!
+//! 1. Replicas that a group is reported to run without are confirmed to have left.
+//! 2. Groups whose wanted members differ from `placement::assign` are changed, a few at a time; a group
+//!    is in motion until its leader reports exactly what is wanted.
+//! 3. When nothing moves, preferred leaders are spread.
+//!
+//! **Voters are odd in number.** With an even number of copies the last is a learner: it holds the data
+//! and gives no failover, but an even voter would only raise the quorum. So two nodes hold one voter and
+//! one learner, and the third node makes it three voters in one joint change. The control group has one
+//! copy more to lose than any shard, hence 1, 3 or 5 voters: three from three nodes on, five from five
+//! on, whatever is wanted of shards; it is written rarely, so the wider quorum costs nothing.
+//!
+//! **What is left alone:** nothing is put on a node that is down, and a group with a wanted member down
+//! is not moved for balance; a node that is down keeps its replicas (replacing them by itself comes
+//! later). A change whose target went down waits, and counts against no limit, so it blocks no others.
+
+use super::command::ControlCommand;
+use super::reconcile::is_settled;
+use super::state::{ControlState, GroupRecord, NodeState, Rebalancing};
+use crate::placement::{Electorate, NodeWeight, assign, assign_leaders};
+use flotilla_types::{GroupId, Membership, NodeId, ReplicaId, Term};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What the control group's leader has heard. None of it is agreed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// How each node is; one that is missing here counts as down.
+    pub nodes: BTreeMap<NodeId, NodeHealth>,
+    /// What each group's leader last reported; missing: nothing yet. The caller drops reports that are
+    /// not renewed, so that a group without a leader holds up no others.
+    pub groups: BTreeMap<GroupId, GroupReport>,
+}
+
+/// Whether a node answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeHealth {
+    /// It does.
+    Up,
+    /// It does not.
+    Down {
+        /// For how long.
+        for_time: Duration,
+    },
+}
+
+/// A report of a group's leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupReport {
+    /// The node that leads.
+    pub leader: NodeId,
+    /// In which term. Of two reports the one of the higher term counts.
+    pub term: Term,
+    /// The applied configuration.
+    pub membership: Membership,
+    /// Whether a configuration change is proposed and not yet applied.
+    pub change_pending: bool,
+    /// The epoch of the group's record that the leader works towards.
+    pub record_epoch: u64,
+    /// How many bytes the group holds.
+    pub bytes: u64,
+}
+
+/// How much may happen at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanLimits {
+    /// Groups in motion in all.
+    pub motions_max: usize,
+    /// Groups in motion that come to or go from one node.
+    pub motions_per_node_max: usize,
+    /// Commands of one plan.
+    pub commands_max: usize,
+}
+
+impl Default for PlanLimits {
+    fn default() -> PlanLimits {
+        PlanLimits { motions_max: 16, motions_per_node_max: 4, commands_max: 64 }
+    }
+}
+
+/// The commands to propose now; empty when all is as it should be, or must wait.
+pub fn plan(state: &ControlState, observed: &Observed, limits: &PlanLimits) -> Vec<ControlCommand> {
+    let planner = Planner::new(state, observed, limits);
+    let mut commands = planner.confirm_left();
+    let confirmed: BTreeSet<GroupId> = commands.iter().filter_map(group_of).collect();
+    let placed = planner.place(&confirmed);
+    let still = placed.is_empty() && planner.moving == 0;
+    commands.extend(placed);
+    if still {
+        commands.extend(planner.lead(&confirmed));
+    }
+    commands.truncate(limits.commands_max);
+    commands
+}
+
+fn group_of(command: &ControlCommand) -> Option<GroupId> {
+    match command {
+        ControlCommand::SetGroup { group, .. } | ControlCommand::ConfirmLeft { group, .. } => Some(*group),
+        _ => None,
+    }
+}
+
+struct Planner<'a> {
+    state: &'a ControlState,
+    observed: &'a Observed,
+    limits: &'a PlanLimits,
+    /// Groups whose leader reports exactly what is wanted.
+    settled: BTreeSet<GroupId>,
+    /// Groups in motion that can go on.
+    moving: usize,
+    /// Of those, how many concern a node.
+    moving_on: BTreeMap<NodeId, usize>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(state: &'a ControlState, observed: &'a Observed, limits: &'a PlanLimits) -> Planner<'a> {
+        let mut planner = Planner { state, observed, limits, settled: BTreeSet::new(), moving: 0, moving_on: BTreeMap::new() };
+        for (group, record) in &state.groups {
+            let Some(report) = observed.groups.get(group) else { continue };
+            if record.going().next().is_none() && is_settled(record, &report.membership) {
+                planner.settled.insert(*group);
+            } else if planner.is_up(report.leader) && joining(record, &report.membership).all(|n| planner.is_up(n)) {
+                let concerned: BTreeSet<NodeId> = joining(record, &report.membership).chain(record.going().map(|m| m.node)).collect();
+                planner.count(concerned);
+            }
+        }
+        planner
+    }
+
+    fn count(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.moving += 1;
+        for node in nodes {
+            *self.moving_on.entry(node).or_default() += 1;
+        }
+    }
+
+    fn is_up(&self, node: NodeId) -> bool {
+        self.observed.nodes.get(&node) == Some(&NodeHealth::Up)
+    }
+
+    fn is_active(&self, node: NodeId) -> bool {
+        self.state.nodes.get(&node).is_some_and(|r| r.state == NodeState::Active)
+    }
+
+    /// Only a leader that knows the record as it is, and has nothing under way, can say that a replica
+    /// is out for good: one that works towards an older wish might still add it.
+    fn confirm_left(&self) -> Vec<ControlCommand> {
+        let mut commands = Vec::new();
+        for (group, record) in self.state.groups.iter().filter(|(_, r)| r.going().next().is_some()) {
+            let Some(report) = self.observed.groups.get(group) else { continue };
+            if report.record_epoch != record.epoch || report.change_pending || report.membership.is_joint() {
+                continue;
+            }
+            let replicas: Vec<ReplicaId> = record.going().map(|m| m.replica).filter(|r| !report.membership.contains(*r)).collect();
+            if !replicas.is_empty() {
+                commands.push(ControlCommand::ConfirmLeft { group: *group, expected_epoch: record.epoch, replicas });
+            }
+        }
+        commands
+    }
+
+    fn place(&self, untouched: &BTreeSet<GroupId>) -> Vec<ControlCommand> {
+        if self.moving >= self.limits.motions_max {
+            return Vec::new();
+        }
+        let mut urgent = Vec::new();
+        let mut for_balance = Vec::new();
+        for (group, nodes) in self.desired() {
+            let record = &self.state.groups[&group];
+            let (voters, learners) = choose_roles(record, &nodes);
+            if !self.settled.contains(&group) || untouched.contains(&group) || same_nodes(record, &voters, &learners) {
+                continue;
+            }
+            if self.is_urgent(record, nodes.len()) {
+                urgent.push((group, voters, learners))
+            } else {
+                for_balance.push((group, voters, learners))
+            }
+        }
+        // The fewest voters first: they have the least to lose.
+        urgent.sort_by_key(|(group, _, _)| (self.state.groups[group].voters.len(), *group));
+        if self.state.rebalancing == Rebalancing::Paused {
+            for_balance.clear();
+        }
+        let mut budget = Planner { settled: BTreeSet::new(), moving_on: self.moving_on.clone(), ..*self };
+        let mut commands = Vec::new();
+        for (group, voters, learners) in urgent.into_iter().chain(for_balance) {
+            if budget.moving >= self.limits.motions_max || commands.len() >= self.limits.commands_max {
+                break;
+            }
+            let record = &self.state.groups[&group];
+            let concerned = concerned(record, &voters, &learners);
+            let full = |n: &NodeId| budget.moving_on.get(n).is_some_and(|count| *count >= self.limits.motions_per_node_max);
+            if self.may_start(record, &voters, &learners) && !concerned.iter().any(full) {
+                budget.count(concerned);
+                let preferred_leader = record.preferred_leader.filter(|leader| voters.contains(leader));
+                commands.push(ControlCommand::SetGroup { group, expected_epoch: record.epoch, voters, learners, preferred_leader });
+            }
+        }
+        commands
+    }
+
+    /// Where every group's copies should be.
+    fn desired(&self) -> BTreeMap<GroupId, Vec<NodeId>> {
+        let mut holds_any: BTreeSet<NodeId> = BTreeSet::new();
+        holds_any.extend(self.state.groups.values().flat_map(|r| r.wanted().map(|m| m.node)));
+        // A node that went down before it held anything is passed over, so that the others get even.
+        let takes_part = |node: NodeId| self.is_active(node) && (self.is_up(node) || holds_any.contains(&node));
+        let members = self.state.members().filter(|(node, _)| takes_part(*node));
+        let nodes: BTreeMap<NodeId, NodeWeight> =
+            members.map(|(node, r)| (node, NodeWeight { zone: r.profile.zone.clone(), weight: r.profile.weight })).collect();
+        let usable = nodes.values().filter(|n| n.weight > 0).count();
+        let present = |group: &GroupId| (*group, self.state.groups[group].wanted().map(|m| m.node).collect::<Vec<_>>());
+        let shards = self.state.groups.keys().filter(|g| **g != GroupId::CONTROL).map(present);
+        let mut desired = assign(&nodes, shards, self.state.replicas_wanted as usize);
+        let copies = match usable {
+            0..=2 => usable,
+            3..=4 => 3,
+            _ => 5,
+        };
+        desired.extend(assign(&nodes, [present(&GroupId::CONTROL)], copies));
+        desired.retain(|_, nodes| !nodes.is_empty());
+        desired
+    }
+
+    /// Whether there is more at stake than balance: copies are missing, or sit where they must not stay.
+    fn is_urgent(&self, record: &GroupRecord, copies: usize) -> bool {
+        record.wanted().count() < copies || record.wanted().any(|m| !self.is_active(m.node))
+    }
+
+    fn may_start(&self, record: &GroupRecord, voters: &[NodeId], learners: &[NodeId]) -> bool {
+        let stays = |node: NodeId| voters.contains(&node) || learners.contains(&node);
+        let joining_up = voters.iter().chain(learners).all(|n| record.wanted_on(*n).is_some() || self.is_up(*n));
+        // A node that is merely down keeps what it has; one that is drained or removed does not.
+        let members_up = record.wanted().all(|m| self.is_up(m.node) || !self.is_active(m.node) && !stays(m.node));
+        joining_up && members_up && !self.weakens(record, voters.len())
+    }
+
+    /// Whether so few voters would survive fewer failures than what is left of the present ones, or
+    /// let writes rest on a single copy where they rest on two.
+    fn weakens(&self, record: &GroupRecord, voters_next: usize) -> bool {
+        let quorum = record.voters.len() / 2 + 1;
+        let left = record.voters.iter().filter(|m| self.is_active(m.node)).count();
+        let quorum_next = voters_next / 2 + 1;
+        voters_next - quorum_next < left.saturating_sub(quorum) || quorum_next < quorum.min(2)
+    }
+
+    fn lead(&self, untouched: &BTreeSet<GroupId>) -> Vec<ControlCommand> {
+        let nodes: BTreeMap<NodeId, u32> =
+            self.state.members().filter(|(_, r)| r.state == NodeState::Active).map(|(node, r)| (node, r.profile.weight.max(1))).collect();
+        let electorate =
+            |record: &GroupRecord| Electorate { voters: record.voters.iter().map(|m| m.node).collect(), present: record.preferred_leader };
+        let shards = self.state.groups.iter().filter(|(g, _)| self.settled.contains(g) && **g != GroupId::CONTROL);
+        let mut leaders = assign_leaders(&nodes, &shards.map(|(g, r)| (*g, electorate(r))).collect());
+        // The control group leads nothing but itself: any voter will do, and the present one is best.
+        let control = &self.state.groups[&GroupId::CONTROL];
+        if self.settled.contains(&GroupId::CONTROL) {
+            leaders.extend(assign_leaders(&nodes, &BTreeMap::from([(GroupId::CONTROL, electorate(control))])));
+        }
+        let changed = |(group, node): (GroupId, NodeId)| {
+            let record = &self.state.groups[&group];
+            let is_news = record.preferred_leader != Some(node) && self.is_up(node) && !untouched.contains(&group);
+            is_news.then(|| ControlCommand::SetGroup {
+                group,
+                expected_epoch: record.epoch,
+                voters: record.voters.iter().map(|m| m.node).collect(),
+                learners: record.learners.iter().map(|m| m.node).collect(),
+                preferred_leader: Some(node),
+            })
+        };
+        leaders.into_iter().filter_map(changed).collect()
+    }
+}
+
+/// The nodes that have yet to become what they are wanted as.
+pub(super) fn joining<'a>(record: &'a GroupRecord, actual: &'a Membership) -> impl Iterator<Item = NodeId> + 'a {
+    let voters = record.voters.iter().filter(|m| !actual.voters.contains_key(&m.replica));
+    let learners = record.learners.iter().filter(|m| !actual.contains(m.replica));
+    voters.chain(learners).map(|m| m.node)
+}
+
+/// Which of a group's nodes vote: as many as are odd, present voters first, then present learners.
+fn choose_roles(record: &GroupRecord, nodes: &[NodeId]) -> (Vec<NodeId>, Vec<NodeId>) {
+    let mut order = nodes.to_vec();
+    let rank = |node: NodeId| {
+        let voter = record.voters.iter().any(|m| m.node == node);
+        (!voter, record.wanted_on(node).is_none(), Some(node) != record.preferred_leader, node)
+    };
+    order.sort_by_key(|n| rank(*n));
+    let mut learners = order.split_off(if nodes.len() % 2 == 0 { nodes.len() - 1 } else { nodes.len() });
+    order.sort_unstable();
+    learners.sort_unstable();
+    (order, learners)
+}
+
+fn same_nodes(record: &GroupRecord, voters: &[NodeId], learners: &[NodeId]) -> bool {
+    record.voters.iter().map(|m| m.node).eq(voters.iter().copied()) && record.learners.iter().map(|m| m.node).eq(learners.iter().copied())
+}
+
+/// The nodes that gain or lose something: those to which data or votes come and from which they go.
+fn concerned(record: &GroupRecord, voters: &[NodeId], learners: &[NodeId]) -> BTreeSet<NodeId> {
+    let gains = voters.iter().filter(|n| !record.voters.iter().any(|m| m.node == **n));
+    let copies = learners.iter().filter(|n| record.wanted_on(**n).is_none());
+    let loses = record.wanted().map(|m| m.node).filter(|n| !voters.contains(n) && !learners.contains(n));
+    gains.chain(copies).copied().chain(loses).collect()
+}
