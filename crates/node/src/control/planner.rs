@@ -253,17 +253,19 @@ impl<'a> Planner<'a> {
             self.state.members().filter(|(_, r)| r.state == NodeState::Active).map(|(node, r)| (node, r.profile.weight.max(1))).collect();
         let electorate =
             |record: &GroupRecord| Electorate { voters: record.voters.iter().map(|m| m.node).collect(), present: record.preferred_leader };
-        let shards = self.state.groups.iter().filter(|(g, _)| self.settled.contains(g) && **g != GroupId::CONTROL);
-        let mut leaders = assign_leaders(&nodes, &shards.map(|(g, r)| (*g, electorate(r))).collect());
-        // The control group leads nothing but itself: any voter will do, and the present one is best.
-        let control = &self.state.groups[&GroupId::CONTROL];
-        if self.settled.contains(&GroupId::CONTROL) {
-            leaders.extend(assign_leaders(&nodes, &BTreeMap::from([(GroupId::CONTROL, electorate(control))])));
-        }
+        // Groups whose preferred leader is merely down go back to it when it returns. What is assigned
+        // must be applied as a whole: half of an exchange of leaders is undone by the next plan.
+        let waits = |record: &GroupRecord| record.preferred_leader.is_some_and(|n| self.is_active(n) && !self.is_up(n));
+        let open =
+            |(group, record): &(&GroupId, &GroupRecord)| self.settled.contains(group) && !untouched.contains(group) && !waits(record);
+        // The control group is apart, since it is not one more load to be spread: any voter will do.
+        let (control, shards): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            self.state.groups.iter().filter(open).map(|(g, r)| (*g, electorate(r))).partition(|(g, _)| *g == GroupId::CONTROL);
+        let mut leaders = assign_leaders(&nodes, &shards);
+        leaders.extend(assign_leaders(&nodes, &control));
         let changed = |(group, node): (GroupId, NodeId)| {
             let record = &self.state.groups[&group];
-            let is_news = record.preferred_leader != Some(node) && self.is_up(node) && !untouched.contains(&group);
-            is_news.then(|| ControlCommand::SetGroup {
+            (record.preferred_leader != Some(node)).then(|| ControlCommand::SetGroup {
                 group,
                 expected_epoch: record.epoch,
                 voters: record.voters.iter().map(|m| m.node).collect(),
@@ -290,7 +292,7 @@ fn choose_roles(record: &GroupRecord, nodes: &[NodeId]) -> (Vec<NodeId>, Vec<Nod
         (!voter, record.wanted_on(node).is_none(), Some(node) != record.preferred_leader, node)
     };
     order.sort_by_key(|n| rank(*n));
-    let mut learners = order.split_off(if nodes.len() % 2 == 0 { nodes.len() - 1 } else { nodes.len() });
+    let mut learners = order.split_off(if nodes.len().is_multiple_of(2) { nodes.len() - 1 } else { nodes.len() });
     order.sort_unstable();
     learners.sort_unstable();
     (order, learners)

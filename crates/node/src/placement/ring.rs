@@ -17,16 +17,17 @@ const POINTS_MAX: u32 = 256;
 /// The ring of some nodes.
 #[derive(Clone, Debug)]
 pub struct Ring {
-    points: Vec<(u64, NodeId)>,
+    /// Hash, node, and the node's position among those the ring was made of.
+    points: Vec<(u64, NodeId, u32)>,
 }
 
 impl Ring {
     /// The ring of these nodes and their weights. Nodes of weight 0 are not on it.
     pub fn new(nodes: impl IntoIterator<Item = (NodeId, u32)>) -> Ring {
         let mut points = Vec::new();
-        for (node, weight) in nodes.into_iter().filter(|(_, weight)| *weight > 0) {
+        for (position, (node, weight)) in nodes.into_iter().enumerate().filter(|(_, (_, weight))| *weight > 0) {
             for number in 0..weight.clamp(POINTS_MIN, POINTS_MAX) {
-                points.push((hash(NODE_SEED, node.0, number), node));
+                points.push((hash(NODE_SEED, node.0, number), node, position as u32));
             }
         }
         points.sort_unstable();
@@ -35,10 +36,19 @@ impl Ring {
 
     /// The nodes met on the way round from a group's point; each as often as it has points.
     pub fn walk(&self, group: GroupId) -> impl Iterator<Item = NodeId> {
+        self.points_from(group).map(|(_, node, _)| *node)
+    }
+
+    /// The same, as positions among the nodes that the ring was made of.
+    pub(super) fn walk_positions(&self, group: GroupId) -> impl Iterator<Item = usize> {
+        self.points_from(group).map(|(_, _, position)| *position as usize)
+    }
+
+    fn points_from(&self, group: GroupId) -> impl Iterator<Item = &(u64, NodeId, u32)> {
         let start = hash(GROUP_SEED, u64::from(group.0), 0);
-        let first = self.points.partition_point(|(point, _)| *point < start);
+        let first = self.points.partition_point(|(point, _, _)| *point < start);
         let (before, after) = self.points.split_at(first);
-        after.iter().chain(before).map(|(_, node)| *node)
+        after.iter().chain(before)
     }
 }
 

@@ -53,7 +53,6 @@ enum Which {
 
 struct Spread {
     ids: Vec<NodeId>,
-    index_of: BTreeMap<NodeId, usize>,
     zone_of: Vec<usize>,
     zones: Zones,
     replicas: usize,
@@ -92,7 +91,6 @@ impl Spread {
         let ring = Ring::new(nodes.iter().map(|(id, n)| (*id, n.weight)));
         Spread {
             ids,
-            index_of,
             zone_of,
             zones,
             replicas,
@@ -179,7 +177,7 @@ impl Spread {
             !self.members[group].contains(&node) && self.in_zone(group, zone) < limit
         };
         let mut fallback = None;
-        for node in self.ring.walk(self.groups[group]).map(|n| self.index_of[&n]) {
+        for node in self.ring.walk_positions(self.groups[group]) {
             if (fallback.is_none() || self.surplus(node) < 0) && may_take(node) {
                 if self.surplus(node) < 0 {
                     return node;
@@ -225,7 +223,7 @@ impl Spread {
         // On average the walk meets one of them after this many points; then a list is as good.
         let steps_max = 8 * self.ids.len() / below.len().max(1) + 8;
         let found = self.movable(from, which).find_map(|group| {
-            let walk = self.ring.walk(self.groups[group]).take(steps_max).map(|n| self.index_of[&n]);
+            let walk = self.ring.walk_positions(self.groups[group]).take(steps_max);
             let to = walk.chain(below.iter().copied()).find(|to| self.surplus(*to) < 0 && self.may_move(group, from, *to))?;
             Some((group, to))
         });
@@ -242,11 +240,15 @@ impl Spread {
         let mut queue = VecDeque::from([from]);
         let end = 'search: loop {
             let Some(node) = queue.pop_front() else { return false };
+            let movable: Vec<usize> = self.movable(node, which).collect();
+            if movable.is_empty() {
+                continue;
+            }
             for to in 0..self.ids.len() {
                 if to == from || came_by.contains_key(&to) {
                     continue;
                 }
-                if let Some(group) = self.movable(node, which).find(|g| self.may_move(*g, node, to)) {
+                if let Some(group) = movable.iter().copied().find(|g| self.may_move(*g, node, to)) {
                     came_by.insert(to, (node, group));
                     if self.surplus(to) < 0 {
                         break 'search to;
