@@ -4,8 +4,9 @@
 //! Everything runs on one thread (a tokio `LocalSet`), so nothing here is `Send`.
 
 use crate::metrics::Exposition;
+use flotilla_node::Location;
 use flotilla_node::request::{Reply, Request};
-use flotilla_types::{Key, ShardId, Slot};
+use flotilla_types::Key;
 use std::future::Future;
 use std::time::Duration;
 
@@ -26,17 +27,4 @@ pub trait Backend: 'static {
 
     /// Writes the node's own metrics (`/metrics`); the door's are added by the door.
     fn write_metrics(&self, exposition: &mut Exposition);
-}
-
-/// Where a key lives. Nodes by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// The key's slot.
-    pub slot: Slot,
-    /// The shard that holds the slot.
-    pub shard: ShardId,
-    /// The shard's leader, if one is known.
-    pub leader: Option<String>,
-    /// The nodes that hold a replica.
-    pub replicas: Vec<String>,
 }

@@ -1,0 +1,14 @@
+//! HTTP's text forms: a path and its key, a query, conditions, a duration, JSON answers.
+//!
+//! Everything here reads bytes that a stranger sent: it returns a [`crate::Problem`], never panics,
+//! and allocates no more than a small multiple of its input.
+
+mod answer;
+mod etag;
+mod path;
+mod query;
+
+pub use answer::{put_answer, write_json_string};
+pub use etag::{parse_if_match, parse_if_none_match, write_etag};
+pub use path::{decode_key, decode_segment, encode_key};
+pub use query::{Consistency, Query, TIMEOUT_DEFAULT, TIMEOUT_MAX, parse_duration};

@@ -1,0 +1,135 @@
+//! Bodies: the answer's, one piece of bytes; and the reading of a request's, bounded in size, in time
+//! and over all connections.
+
+use super::door::{ConnectionState, DoorState, Phase, Verdict};
+use super::options::HttpOptions;
+use bytes::{Bytes, BytesMut};
+use flotilla_api::{ErrorCode, Problem};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::door::Reservation;
+
+/// Up to here a body is copied out of hyper's read buffer, so that a stored value does not keep a whole
+/// buffer alive; beyond, the copy would cost more than the rest of the buffer.
+const COPIED_BYTES_MAX: usize = 64 << 10;
+/// No more is allocated for a body on its `Content-Length`'s word alone.
+const TRUSTED_LENGTH_MAX: usize = 1 << 20;
+
+/// An answer's body.
+pub(super) struct AnswerBody(Bytes);
+
+impl AnswerBody {
+    pub(super) fn new(bytes: Bytes) -> AnswerBody {
+        AnswerBody(bytes)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let bytes = std::mem::take(&mut self.0);
+        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
+/// Reads a request's whole body. On an error nothing of it may be used. The reservation is to be held
+/// as long as the bytes are.
+pub(super) async fn read_body(
+    mut body: Incoming,
+    bytes_max: usize,
+    timeout: Duration,
+    door: &Rc<DoorState>,
+    connection: &ConnectionState,
+    options: &HttpOptions,
+) -> Result<(Bytes, Reservation), Problem> {
+    let mut reservation = door.reserve();
+    if body.is_end_stream() {
+        return Ok((Bytes::new(), reservation));
+    }
+    let announced = body.size_hint().exact();
+    if announced.is_some_and(|announced| announced > bytes_max as u64) {
+        return Err(too_large(bytes_max));
+    }
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    connection.phase.set(Phase::Body { deadline_ms: door.now_ms.get().saturating_add(timeout_ms) });
+    let mut whole = Bytes::new();
+    let mut collected = BytesMut::new();
+    loop {
+        let frame = poll_fn(|cx| match connection.verdict.get() {
+            Some(verdict) => Poll::Ready(Err(verdict)),
+            None => Pin::new(&mut body).poll_frame(cx).map(Ok),
+        });
+        let frame = match frame.await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => {
+                return Err(Problem::new(ErrorCode::BodyCutShort, format!("the body ended before its end or is malformed: {error}")));
+            }
+            Err(verdict) => {
+                connection.verdict.set(None);
+                return Err(stalled(verdict));
+            }
+        };
+        // Trailers say nothing that this server wants to know.
+        let Ok(data) = frame.into_data() else { continue };
+        let so_far = whole.len() + collected.len();
+        if data.len() > bytes_max - so_far {
+            return Err(too_large(bytes_max));
+        }
+        if !reservation.grow(data.len(), options.body_bytes_max) {
+            return Err(Problem::new(ErrorCode::Overloaded, "too many bytes of request bodies are under way on this node"));
+        }
+        if so_far == 0 {
+            whole = data;
+        } else {
+            if collected.is_empty() {
+                let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(0);
+                collected.reserve(announced.min(TRUSTED_LENGTH_MAX).max(so_far + data.len()));
+                collected.extend_from_slice(&std::mem::take(&mut whole));
+            }
+            collected.extend_from_slice(&data);
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    let bytes = match (collected.is_empty(), whole.len()) {
+        (false, _) => collected.freeze(),
+        (true, ..=COPIED_BYTES_MAX) => Bytes::copy_from_slice(&whole),
+        (true, _) => whole,
+    };
+    Ok((bytes, reservation))
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(ErrorCode::TooLarge, format!("the body is larger than {bytes_max} bytes"))
+}
+
+fn stalled(verdict: Verdict) -> Problem {
+    match verdict {
+        Verdict::OutOfTime => Problem::new(ErrorCode::Timeout, "the request's time ran out before its body had come"),
+        Verdict::Close | Verdict::HeadStalled | Verdict::BodyStalled => {
+            Problem::new(ErrorCode::RequestStalled, "no more of the request's body came for too long")
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! From a request to its answer.
+
+use super::answer::Answer;
+use super::backend::Backend;
+use super::body::{AnswerBody, read_body};
+use super::door::{ConnectionState, Door, Phase};
+use super::join;
+use super::route::Route;
+use crate::metrics::{self, Exposition, add, increment};
+use bytes::Bytes;
+use flotilla_api::http::{Consistency, Query, decode_key, parse_if_match, parse_if_none_match, put_answer};
+use flotilla_api::{ErrorCode, Problem};
+use flotilla_node::request::{Reply, Request as NodeRequest};
+use flotilla_types::{Condition, Key, Outcome};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
+use hyper::{Method, Request, Response, StatusCode};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const PAGE: &str = include_str!("page.html");
+/// A join is some names and addresses.
+const JOIN_BYTES_MAX: usize = 64 << 10;
+
+/// Takes one from the requests in flight when the answer is made, or the client has gone.
+struct InFlight<'a>(&'a Cell<u64>);
+
+/// Answers one request.
+pub(super) async fn handle<B: Backend>(
+    door: Rc<Door<B>>,
+    connection: Rc<ConnectionState>,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let began = Instant::now();
+    connection.head_began_ms.set(None);
+    connection.phase.set(Phase::Node);
+    increment(&door.metrics.requests_in_flight);
+    let in_flight = InFlight(&door.metrics.requests_in_flight);
+    let (parts, body) = request.into_parts();
+    let mut headers = parts.headers;
+    let route = Route::of(&parts.method, parts.uri.path());
+    let exchange = Exchange { door: &door, connection: &connection, method: &parts.method, headers: &headers };
+    let unread = Cell::new(false);
+    let mut answer = match exchange.answer(route, parts.uri.query(), body, &unread).await {
+        Ok(answer) => answer,
+        Err(problem) => Answer::problem(&problem),
+    };
+    // Reads have no outcome; neither have writes that did what they were asked.
+    if answer.status.as_u16() < 400 || !is_write(&parts.method) {
+        answer.outcome = None;
+    }
+    if unread.get() {
+        // What is left of the body would be taken for the next request.
+        answer.close = true;
+        connection.unread.set(true);
+    }
+    drop(in_flight);
+    headers.clear();
+    door.metrics.record(route.kind(), answer.status, answer.outcome == Some(Outcome::Unknown), began.elapsed());
+    let response = answer.into_response(headers);
+    let length =
+        if parts.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED { 0 } else { response.body().len() as u64 };
+    add(&door.metrics.body_bytes_out, length);
+    connection.answers.borrow_mut().push_back(length);
+    connection.progress_ms.set(door.shared.now_ms.get());
+    connection.phase.set(Phase::Head);
+    response
+}
+
+/// Whether the method may change something, so that an error to it must say its outcome.
+fn is_write(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::CONNECT)
+}
+
+/// A request being answered.
+struct Exchange<'a, B> {
+    door: &'a Rc<Door<B>>,
+    connection: &'a ConnectionState,
+    method: &'a Method,
+    headers: &'a HeaderMap,
+}
+
+impl<B: Backend> Exchange<'_, B> {
+    /// Sets `unread` unless the whole body was read.
+    async fn answer(&self, route: Route<'_>, query: Option<&str>, body: Incoming, unread: &Cell<bool>) -> Result<Answer, Problem> {
+        // hyper knows without reading when there is no body.
+        unread.set(!hyper::body::Body::is_end_stream(&body));
+        let query = match (route.parameters(), query) {
+            (Some(allowed), Some(_)) => Query::parse(query, allowed)?,
+            _ => Query::default(),
+        };
+        // Silently written once more, or kept for ever, would be worse than refused.
+        if is_write(self.method) && self.headers.contains_key(IDEMPOTENCY_KEY) {
+            return Err(not_built("the header Idempotency-Key"));
+        }
+        match route {
+            Route::KvGet(key) => {
+                let key = decode_key(key)?;
+                let (condition, timeout) = (self.condition()?, query.timeout()?);
+                if query.consistency()? == Consistency::Stale {
+                    return Err(not_built("?consistency=stale"));
+                }
+                Ok(read_answer(self.door.backend.request(NodeRequest::Get { key }, timeout).await, &condition))
+            }
+            Route::KvPut(key) => {
+                let key = decode_key(key)?;
+                let (condition, timeout) = (self.condition()?, query.timeout()?);
+                if query.value("ttl").is_some() {
+                    return Err(not_built("?ttl="));
+                }
+                if self.headers.contains_key(CONTENT_RANGE) {
+                    // RFC 9110, section 14.5: a part must not be taken for the whole.
+                    return Err(Problem::new(ErrorCode::BadBody, "a PUT with Content-Range is not a whole value"));
+                }
+                let began_ms = self.door.shared.now_ms.get();
+                let (value, _reservation) = self.read_body(body, self.door.options.value_bytes_max, timeout).await?;
+                unread.set(false);
+                let timeout = self.rest_of(timeout, began_ms)?;
+                let put = NodeRequest::Put { key: key.clone(), value, condition };
+                Ok(write_answer(self.door.backend.request(put, timeout).await, &key))
+            }
+            Route::KvDelete(key) => {
+                let key = decode_key(key)?;
+                let (condition, timeout) = (self.condition()?, query.timeout()?);
+                let delete = NodeRequest::Delete { key: key.clone(), condition };
+                Ok(write_answer(self.door.backend.request(delete, timeout).await, &key))
+            }
+            Route::Cluster => {
+                let reply = self.door.backend.request(NodeRequest::ClusterStatus, query.timeout()?).await;
+                Ok(match reply {
+                    Reply::Status(json) => Answer::json(StatusCode::OK, json),
+                    other => unexpected(other, Outcome::NotApplied),
+                })
+            }
+            Route::Join => {
+                self.check_origin()?;
+                let timeout = query.timeout()?;
+                let began_ms = self.door.shared.now_ms.get();
+                let (json, _reservation) = self.read_body(body, JOIN_BYTES_MAX, timeout).await?;
+                unread.set(false);
+                let join = join::decode_request(&json)?;
+                let timeout = self.rest_of(timeout, began_ms)?;
+                Ok(match self.door.backend.request(NodeRequest::Join(join), timeout).await {
+                    Reply::Joined { state } => Answer::json(StatusCode::OK, join::encode_answer(&state)),
+                    Reply::NameTaken { holder, alive } => Answer::problem(&join::name_taken(holder, alive)),
+                    other => unexpected(other, Outcome::Unknown),
+                })
+            }
+            Route::Locate(key) => {
+                query.timeout()?;
+                let location = self.door.backend.locate(&decode_key(key)?);
+                let json = serde_json::to_vec(&location).map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
+                Ok(Answer::json(StatusCode::OK, json))
+            }
+            Route::Livez => Ok(Answer::new(StatusCode::OK, "text/plain", "ok\n")),
+            Route::Readyz => match self.door.backend.ready() {
+                Ok(()) => Ok(Answer::new(StatusCode::OK, "text/plain", "ok\n")),
+                Err(missing) => Err(Problem::new(ErrorCode::NotReady, missing)),
+            },
+            Route::Metrics => {
+                let mut exposition = Exposition::default();
+                self.door.metrics.write(&mut exposition, self.door.shared.connection_count());
+                self.door.backend.write_metrics(&mut exposition);
+                Ok(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, exposition.into_text()))
+            }
+            Route::Page => Ok(Answer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)),
+            Route::NotBuilt => Err(not_built("this route")),
+            Route::WrongMethod(allow) => {
+                let problem = Problem::new(ErrorCode::MethodNotAllowed, format!("this path takes {allow}, not {}", self.method));
+                Ok(Answer { allow: Some(allow), ..Answer::problem(&problem) })
+            }
+            Route::Unknown => Err(Problem::new(ErrorCode::NoRoute, "there is no such path; see docs/api.md for those there are")),
+        }
+    }
+
+    fn condition(&self) -> Result<Condition, Problem> {
+        let fields = |name: HeaderName| self.headers.get_all(name).into_iter().map(hyper::header::HeaderValue::as_bytes);
+        Ok(Condition { if_match: parse_if_match(fields(IF_MATCH))?, if_none_match: parse_if_none_match(fields(IF_NONE_MATCH))? })
+    }
+
+    async fn read_body(&self, body: Incoming, bytes_max: usize, timeout: Duration) -> Result<(Bytes, super::door::Reservation), Problem> {
+        let read = read_body(body, bytes_max, timeout, &self.door.shared, self.connection, &self.door.options).await;
+        self.connection.phase.set(Phase::Node);
+        if let Ok((bytes, _)) = &read {
+            add(&self.door.metrics.body_bytes_in, bytes.len() as u64);
+        }
+        read
+    }
+
+    /// What the reading of the body, which began at `began_ms`, left of a request's time.
+    fn rest_of(&self, timeout: Duration, began_ms: u64) -> Result<Duration, Problem> {
+        let taken = Duration::from_millis(self.door.shared.now_ms.get() - began_ms);
+        timeout
+            .checked_sub(taken)
+            .filter(|rest| !rest.is_zero())
+            .ok_or_else(|| Problem::new(ErrorCode::Timeout, "the request's time ran out before its body had come"))
+    }
+
+    /// A page of another origin may send a `POST` without asking first, so it must not be able to do harm by it.
+    fn check_origin(&self) -> Result<(), Problem> {
+        let Some(origin) = self.headers.get(ORIGIN) else { return Ok(()) };
+        let host = self.headers.get(HOST).map_or(&b""[..], |host| host.as_bytes());
+        let is_own = [&b"http://"[..], b"https://"].iter().any(|scheme| origin.as_bytes().strip_prefix(*scheme) == Some(host));
+        if is_own { Ok(()) } else { Err(Problem::new(ErrorCode::CrossOrigin, "a page of another origin must not send this")) }
+    }
+}
+
+fn read_answer(reply: Reply, condition: &Condition) -> Answer {
+    match reply {
+        Reply::Value { version, value } => {
+            // RFC 9110, section 13.2.2: `If-Match` first.
+            let if_match = Condition { if_match: condition.if_match.clone(), if_none_match: None };
+            let answer = if condition.is_always() || condition.holds(Some(version)) {
+                Answer::new(StatusCode::OK, "application/octet-stream", value)
+            } else if if_match.holds(Some(version)) {
+                Answer::empty(StatusCode::NOT_MODIFIED)
+            } else {
+                condition_failed()
+            };
+            answer.with_etag(Some(version))
+        }
+        Reply::Absent if condition.if_match.is_some() => condition_failed(),
+        Reply::Absent => Answer::problem(&Problem::new(ErrorCode::KeyAbsent, "there is no such key")),
+        other => unexpected(other, Outcome::NotApplied),
+    }
+}
+
+fn write_answer(reply: Reply, key: &Key) -> Answer {
+    match reply {
+        Reply::Put { version, created } => {
+            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+            Answer::json(status, put_answer(key, version)).with_etag(Some(version))
+        }
+        Reply::Deleted { deleted: true } => Answer::json(StatusCode::OK, "{\"deleted\":true}\n"),
+        Reply::Deleted { deleted: false } => Answer::json(StatusCode::OK, "{\"deleted\":false}\n"),
+        Reply::ConditionFailed { present } => condition_failed().with_etag(present),
+        other => unexpected(other, Outcome::Unknown),
+    }
+}
+
+fn condition_failed() -> Answer {
+    Answer::problem(&Problem::new(ErrorCode::ConditionFailed, "the key's version is not what the condition asks for; nothing was written"))
+}
+
+/// A failure; or a reply to another request, which is a bug of ours and tells nothing of what happened.
+fn unexpected(reply: Reply, outcome: Outcome) -> Answer {
+    match reply {
+        Reply::Failed(failure) => Answer::failure(failure),
+        _ => Answer {
+            outcome: Some(outcome),
+            ..Answer::problem(&Problem::new(ErrorCode::Internal, "the node answered another request than was asked"))
+        },
+    }
+}
+
+fn not_built(what: &str) -> Problem {
+    Problem::new(ErrorCode::NotBuilt, format!("{what} is not built yet"))
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
