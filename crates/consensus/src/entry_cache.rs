@@ -73,6 +73,18 @@ impl EntryCache {
         }
     }
 
+    /// The entry behind which about `keep_bytes` are held.
+    pub(crate) fn purge_point(&self, keep_bytes: usize) -> u64 {
+        let mut excess = self.bytes.saturating_sub(keep_bytes);
+        let dropped = self.entries.iter().take_while(|entry| {
+            let bytes = entry_bytes(entry);
+            let drops = bytes <= excess;
+            excess = excess.saturating_sub(bytes);
+            drops
+        });
+        self.start_index + dropped.count() as u64
+    }
+
     pub(crate) fn take_wanted(&mut self) -> Vec<ReplicaId> {
         std::mem::take(&mut self.snapshots.get_mut().wanted).into_iter().map(ReplicaId).collect()
     }

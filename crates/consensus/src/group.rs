@@ -252,6 +252,10 @@ impl Group {
             return Err(ProposeError::ChangePending);
         }
         let raft_change = membership::to_conf_change(change);
+        // The library passes over replica 0 in silence.
+        if raft_change.changes.iter().any(|single| single.node_id == INVALID_ID) {
+            return Err(ProposeError::ChangeImpossible);
+        }
         // The library takes changes that it will fail to apply; what it would be applied to is known
         // here, since no other change is under way.
         let mut changer = Changer::new(self.raw.raft.prs());
@@ -390,6 +394,12 @@ impl Group {
         assert!(through <= self.applied(), "only applied entries can be purged");
         // Behind a snapshot that is being installed there is nothing left to drop.
         self.raw.raft.mut_store().purge(through.0);
+    }
+
+    /// Up to where entries can be purged so that about `keep_bytes` of the applied and later ones stay,
+    /// for followers that lag; below [`Group::first_index`] if there is nothing to purge.
+    pub fn purge_point(&self, keep_bytes: usize) -> LogIndex {
+        LogIndex(self.raw.raft.store().purge_point(keep_bytes)).min(self.applied())
     }
 
     /// Memory held by entries.

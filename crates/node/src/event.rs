@@ -97,10 +97,10 @@ pub enum StoreEvent {
     SnapshotInstalled {
         /// The group and replica that receives.
         replica: ReplicaKey,
-        /// The generation that is now in force.
+        /// The generation that was to be put in force.
         generation: u32,
-        /// Whether it was complete and was switched to.
-        installed: bool,
+        /// The state in force; `None` if the snapshot was not complete.
+        state: Option<Box<crate::state_machine::ReplicaState>>,
     },
     /// The replica's rows are gone (or listed to be swept).
     Destroyed {

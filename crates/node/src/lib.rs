@@ -1,1 +1,39 @@
-//! Placeholder.
+//! Everything a node decides, as a deterministic machine: [`Event`]s in, [`Effects`] out, time as an
+//! argument. It holds no clock, socket, thread, file or chance of its own; `flotilla-server` runs it
+//! in the real world, `flotilla-sim` many of it under one seed.
+//!
+//! - [`node`]: the machine; `requests` (routing, forwarding, time running out), `reading`
+//!   (linearizable reads), `replication` (Raft's Ready to log, links and apply), `transfer`
+//!   (snapshots), `supervise` (reports, plans, members, divergence) are its parts;
+//! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
+//! - [`control`], [`placement`]: who the members are and where replicas should be;
+//! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown.
+
+pub mod boot;
+mod codec;
+pub mod control;
+pub mod effect;
+pub mod event;
+pub mod keyspace;
+pub mod message;
+pub mod node;
+pub mod placement;
+mod reading;
+mod replica;
+mod replication;
+mod report;
+pub mod request;
+mod requests;
+pub mod state_machine;
+pub mod status;
+pub mod store_worker;
+mod supervise;
+mod transfer;
+
+pub use effect::{Effects, ReadJob, ReplyTo, StoreJob};
+pub use event::{Event, Now, StoreEvent, Ticket};
+pub use message::PeerMessage;
+pub use node::{Node, NodeConfig, NodeStats, StartError};
+pub use request::{Failure, FailureReason, JoinRequest, Reply, Request};
+pub use status::{ClusterStatus, Location};
+pub use store_worker::{StoreWorker, run_read};

@@ -5,8 +5,8 @@
 
 use crate::request::{Reply, Request};
 use bytes::Bytes;
-use flotilla_consensus::Message;
-use flotilla_types::{GroupId, LogIndex, ReplicaId, Term};
+use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
+use flotilla_types::{GroupId, LogIndex, NodeId, ReplicaId, Term};
 
 /// One message between two nodes.
 #[derive(Clone, Debug)]
@@ -35,22 +35,12 @@ pub enum PeerMessage {
         /// The answer.
         reply: Reply,
         /// With `NotLeader`: who leads, as far as the answering node knows.
-        leader: Option<flotilla_types::NodeId>,
+        leader: Option<NodeId>,
     },
     /// "Am I still the leader of these groups?": one round for all groups with waiting reads.
-    ReadConfirm {
-        /// The asking node's number for the round.
-        round: u64,
-        /// Groups and the terms it leads them in.
-        groups: Vec<(GroupId, Term)>,
-    },
-    /// Positions in the round's list whose term this node shares.
-    ReadConfirmed {
-        /// The asking node's number for the round.
-        round: u64,
-        /// Positions in its list.
-        confirmed: Vec<u32>,
-    },
+    ReadConfirm(ReadConfirm),
+    /// Which groups of the round this node shares the term of.
+    ReadConfirmed(ReadConfirmed),
     /// A part of a snapshot on its way to a replica.
     SnapshotChunk {
         /// The group.

@@ -144,6 +144,8 @@ pub struct StateMachineFaults {
     pub apply_twice_after_restart: bool,
     /// The applied index is written in a batch of its own behind the data.
     pub applied_index_apart: bool,
+    /// A snapshot's generation is switched to before its rows are durable.
+    pub snapshot_switched_before_durable: bool,
     /// Writes happen whether or not their condition holds.
     pub conditions_ignored: bool,
 }
@@ -163,7 +165,7 @@ pub struct Applier<S: StateStore> {
     writer: RowWriter,
     overlay: BTreeMap<Key, Option<KeyHead>>,
     row_key: Vec<u8>,
-    faults: StateMachineFaults,
+    pub(super) faults: StateMachineFaults,
 }
 
 /// A replica at work.

@@ -285,7 +285,9 @@ impl<S: StateStore> Applier<S> {
         writer.batch.delete(Bytes::copy_from_slice(&layout::dead_key(replica, generation)));
         put_dead(&mut writer, replica, old);
         self.write(writer.batch)?;
-        self.store.persist().inspect_err(|_| self.failed = true)?;
+        if !self.faults.snapshot_switched_before_durable {
+            self.store.persist().inspect_err(|_| self.failed = true)?;
+        }
         self.dead.remove(&(replica, generation));
         self.dead.insert((replica, old));
         self.replicas.insert(replica, Live::new(replica, state.clone()));

@@ -1,0 +1,156 @@
+//! One group's copy on this node: its Raft group, what clients wait for, and where its state machine
+//! stands. Plain bookkeeping; the decisions are in `requests`, `replication`, `reading` and `transfer`.
+
+use crate::effect::ReplyTo;
+use crate::request::Request;
+use crate::state_machine::ReplicaState;
+use crate::transfer::Incoming;
+use flotilla_consensus::{Group, RaftRole, Ready};
+use flotilla_storage::log::InstallRecord;
+use flotilla_types::{Instant, Key, LogIndex, NodeId, ReplicaId, ReplicaKey, Term};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Somebody who waits for an answer until `expires`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiter {
+    pub(crate) to: ReplyTo,
+    pub(crate) expires: Instant,
+}
+
+/// A read that waits: for a leadership round, or for the state machine.
+#[derive(Clone, Debug)]
+pub(crate) struct WaitingRead {
+    pub(crate) waiter: Waiter,
+    pub(crate) key: Key,
+}
+
+/// A proposed entry and who waits for what it does, in the order of its mutations. A waiter that was
+/// answered already (its time ran out) is `None`.
+#[derive(Debug)]
+pub(crate) struct Proposed {
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
+    pub(crate) waiters: Vec<Option<Waiter>>,
+}
+
+/// A received snapshot on its way into force (decision 8).
+#[derive(Debug)]
+pub(crate) struct Install {
+    pub(crate) generation: u32,
+    pub(crate) stage: InstallStage,
+    /// The state that the snapshot was taken at; once switched, the state in force.
+    pub(crate) state: ReplicaState,
+    /// What the log records.
+    pub(crate) record: InstallRecord,
+    /// The Ready that brought the snapshot; its entries and messages wait until it is installed.
+    pub(crate) ready: Ready,
+}
+
+/// How far an install has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InstallStage {
+    /// `installing` is on its way to the log.
+    Announcing,
+    /// The store switches generations.
+    Switching,
+    /// `installed` is on its way to the log.
+    Recording,
+}
+
+/// Where the state machine stands at the indexes named for comparison (decision 11).
+pub(crate) type Checkpoints = BTreeMap<LogIndex, BTreeMap<ReplicaId, u64>>;
+
+/// One group's copy on this node. Invariants:
+/// - `proposed` rises in index; everything at or below `applied` has been answered;
+/// - while `install` is set no Ready is taken;
+/// - `synced_wait` is the number of the last log job that holds something of this group, 0 if all
+///   of it is on disk.
+pub(crate) struct Replica {
+    pub(crate) key: ReplicaKey,
+    pub(crate) group: Group,
+    /// The generation of rows in force.
+    pub(crate) generation: u32,
+    /// The next one that a snapshot may fill.
+    pub(crate) next_generation: u32,
+    pub(crate) applied: LogIndex,
+    /// Handed to the apply thread and not yet applied: up to which index, how many bytes.
+    pub(crate) applying: VecDeque<(LogIndex, usize)>,
+    /// Keys and bytes of the state machine, as last told.
+    pub(crate) keys: u64,
+    pub(crate) bytes: u64,
+    /// Writes to be proposed at the end of this turn.
+    pub(crate) pending: Vec<(Waiter, Request)>,
+    pub(crate) proposed: VecDeque<Proposed>,
+    /// Reads that no round has begun for.
+    pub(crate) reads_new: Vec<WaitingRead>,
+    /// Reads that are safe once this index is applied, in rising order.
+    pub(crate) reads_at: VecDeque<(LogIndex, WaitingRead)>,
+    pub(crate) synced_wait: u64,
+    pub(crate) incoming: Option<Incoming>,
+    pub(crate) install: Option<Install>,
+    /// Where messages of replicas come from that our configuration does not (yet) hold.
+    pub(crate) senders: BTreeMap<ReplicaId, NodeId>,
+    /// Who led at the last look, and since when nobody has.
+    pub(crate) leader_seen: Option<NodeId>,
+    pub(crate) leaderless_since: Option<Instant>,
+    pub(crate) checkpoints: Checkpoints,
+    /// The configuration change that this leader has proposed and that is not yet committed.
+    pub(crate) change_at: Option<LogIndex>,
+    /// A majority's hash differs from ours: nothing is served until the replica is re-seeded.
+    pub(crate) diverged: bool,
+    /// When the leader's node was lost and this replica should campaign in its place.
+    pub(crate) campaign_at: Option<Instant>,
+}
+
+impl Replica {
+    pub(crate) fn new(key: ReplicaKey, group: Group, now: Instant) -> Replica {
+        let applied = group.applied();
+        Replica {
+            key,
+            group,
+            generation: 1,
+            next_generation: 2,
+            applied,
+            applying: VecDeque::new(),
+            keys: 0,
+            bytes: 0,
+            pending: Vec::new(),
+            proposed: VecDeque::new(),
+            reads_new: Vec::new(),
+            reads_at: VecDeque::new(),
+            synced_wait: 0,
+            incoming: None,
+            install: None,
+            senders: BTreeMap::new(),
+            leader_seen: None,
+            leaderless_since: Some(now),
+            checkpoints: BTreeMap::new(),
+            change_at: None,
+            diverged: false,
+            campaign_at: None,
+        }
+    }
+
+    /// Whether there is anything to read or send; a fresh replica waits for its first snapshot.
+    pub(crate) fn is_initialized(&self) -> bool {
+        self.applied > LogIndex(0)
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.group.role() == RaftRole::Leader
+    }
+
+    pub(crate) fn change_pending(&self) -> bool {
+        self.change_at.is_some()
+    }
+
+    /// The node that leads, as far as this replica knows.
+    pub(crate) fn leader_node(&self) -> Option<NodeId> {
+        self.group.leader().and_then(|leader| self.node_of(leader))
+    }
+
+    /// Where a replica of this group is.
+    pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.group.membership().node_of(replica).or_else(|| self.senders.get(&replica).copied())
+    }
+}

@@ -1,0 +1,531 @@
+//! From Raft's Ready to log, links and apply thread, and back (decisions 1, 3 and 5).
+//!
+//! All groups' records of one turn go into one log job. Messages that promise something wait in that
+//! job's entry of the [`LogQueue`] until it is synced. A Ready with nothing to persist passes at once,
+//! unless one of its group's is still on its way to the disk.
+
+use crate::control::{ControlCommand, Standing};
+use crate::effect::{LogJob, Notice, ReplyTo, StoreJob};
+use crate::event::Now;
+use crate::message::PeerMessage;
+use crate::node::Node;
+use crate::replica::{Install, InstallStage, Proposed, Replica, Waiter};
+use crate::request::{Failure, FailureReason, Reply, Request};
+use crate::state_machine::{GroupApplied, GroupApply, MutationBatch, MutationResult, ReplicaState, StopReason};
+use bytes::Bytes;
+use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored};
+use flotilla_storage::log::{LogBatch, LogRecord};
+use flotilla_types::{EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey};
+use std::collections::{BTreeMap, VecDeque};
+
+/// What waits for the log.
+#[derive(Debug, Default)]
+pub(crate) struct LogQueue {
+    batch: LogBatch,
+    must_sync: bool,
+    held: Vec<Held>,
+    /// Number of the last job sent.
+    sent: u64,
+    synced: u64,
+    /// Jobs under way, and what each releases.
+    under_way: VecDeque<(u64, Vec<Held>)>,
+}
+
+/// Released when its job is on disk.
+#[derive(Debug)]
+struct Held {
+    replica: ReplicaKey,
+    /// The Ready that is persisted by then.
+    number: u64,
+    messages: Vec<Message>,
+    /// Instead: the next stage of a snapshot's install.
+    install: Option<InstallStage>,
+}
+
+impl LogQueue {
+    /// Adds a record to this turn's job.
+    pub(crate) fn push(&mut self, record: LogRecord) {
+        self.batch.records.push(record);
+        self.must_sync = true;
+    }
+
+    /// Whether all of a group's records are on disk.
+    fn is_synced(&self, replica: &Replica) -> bool {
+        replica.synced_wait <= self.synced
+    }
+
+    /// Holds something back until this turn's job is on disk, or the last one that the group is in.
+    fn hold(&mut self, replica: &mut Replica, with_records: bool, held: Held) {
+        let next = self.sent + 1;
+        if with_records {
+            replica.synced_wait = next;
+        }
+        match self.under_way.iter_mut().find(|(number, _)| *number == replica.synced_wait) {
+            Some((_, waiting)) => waiting.push(held),
+            None => self.held.push(held),
+        }
+    }
+}
+
+impl Node {
+    /// Proposes what was asked of a shard in this turn as one entry (or as few as the limits allow).
+    pub(crate) fn propose_pending(&mut self, group: GroupId, now: Now) {
+        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.pending.is_empty()) else { return };
+        if !replica.is_leader() {
+            let unproposed = std::mem::take(&mut replica.pending);
+            return self.reroute(group, unproposed);
+        }
+        while !replica.pending.is_empty() {
+            let count = fill(&mut self.mutations, &replica.pending);
+            match replica.group.propose(self.mutations.finish(Node::clock(now))) {
+                Ok((term, index)) => {
+                    self.stats.proposals += 1;
+                    self.stats.mutations += count as u64;
+                    let waiters = replica.pending.drain(..count).map(|(waiter, _)| Some(waiter)).collect();
+                    replica.proposed.push_back(Proposed { index, term, waiters });
+                }
+                // Held back: the group becomes dirty again when something is committed or decided.
+                Err(ProposeError::Transferring | ProposeError::TooMuchUncommitted | ProposeError::ChangePending) => return,
+                Err(_) => {
+                    let unproposed = std::mem::take(&mut replica.pending);
+                    return self.reroute(group, unproposed);
+                }
+            }
+        }
+    }
+
+    /// Takes all that a group has ready.
+    pub(crate) fn take_readies(&mut self, group: GroupId, now: Now) {
+        while let Some(replica) = self.replicas.get_mut(&group)
+            && replica.install.is_none()
+            && let Some(ready) = replica.group.take_ready()
+        {
+            self.take_ready(group, ready);
+        }
+        let wanted = self.replicas.get_mut(&group).map(|replica| replica.group.snapshots_wanted()).unwrap_or_default();
+        for follower in wanted {
+            self.begin_transfer(group, follower, now.instant);
+        }
+    }
+
+    fn take_ready(&mut self, group: GroupId, mut ready: Ready) {
+        self.send_raft(group, std::mem::take(&mut ready.send_now));
+        if self.config.fault == Some(PlantedFault::LoneVoterSendsBeforeSync) {
+            self.send_raft(group, std::mem::take(&mut ready.send_when_persisted));
+        }
+        let committed = std::mem::take(&mut ready.committed);
+        self.queue_apply(group, committed);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let key = replica.key;
+        if let Some(snapshot) = &ready.snapshot {
+            // Decision 8: announce, switch, record; everything else of this Ready waits.
+            let incoming = replica.incoming.take();
+            let Some((incoming, state)) = incoming.and_then(|incoming| incoming.complete_at(snapshot.index).map(|state| (incoming, state)))
+            else {
+                self.out.fatal = Some(format!("{key} was given a snapshot at {} whose rows never came", snapshot.index));
+                return;
+            };
+            let record = incoming.install_record(snapshot);
+            self.log.push(LogRecord::Installing { replica: key, snapshot: record.clone() });
+            let held = Held { replica: key, number: ready.number, messages: Vec::new(), install: Some(InstallStage::Announcing) };
+            self.log.hold(replica, true, held);
+            replica.install = Some(Install { generation: incoming.generation, state, record, stage: InstallStage::Announcing, ready });
+            return;
+        }
+        self.persist_ready(group, ready);
+    }
+
+    /// Writes a Ready's records and holds its promises back until they are on disk.
+    fn persist_ready(&mut self, group: GroupId, ready: Ready) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let (key, number) = (replica.key, ready.number);
+        let messages = ready.send_when_persisted;
+        if !ready.needs_log && self.log.is_synced(replica) {
+            replica.group.on_persisted(number);
+            return self.send_raft(group, messages);
+        }
+        if ready.needs_log {
+            if let Some(hard_state) = ready.hard_state
+                && self.config.fault != Some(PlantedFault::VoteNotPersisted)
+            {
+                self.log.push(LogRecord::HardState { replica: key, hard_state });
+            }
+            if !ready.entries.is_empty() {
+                self.log.push(LogRecord::Entries { replica: key, entries: ready.entries });
+            }
+            self.log.must_sync |= ready.must_sync;
+        }
+        let held = Held { replica: key, number, messages, install: None };
+        self.log.hold(replica, ready.needs_log, held);
+    }
+
+    /// Sends this turn's log job, if there is anything in it.
+    pub(crate) fn send_log_job(&mut self) {
+        let queue = &mut self.log;
+        if queue.batch.records.is_empty() && queue.held.is_empty() {
+            return;
+        }
+        queue.sent += 1;
+        self.stats.log_jobs += 1;
+        queue.under_way.push_back((queue.sent, std::mem::take(&mut queue.held)));
+        let job = LogJob { number: queue.sent, batch: std::mem::take(&mut queue.batch), must_sync: std::mem::take(&mut queue.must_sync) };
+        self.out.log = Some(job);
+    }
+
+    pub(crate) fn handle_log_synced(&mut self, job: u64, _now: Now) {
+        self.log.synced = self.log.synced.max(job);
+        while let Some((_, held)) = self.log.under_way.pop_front_if(|(number, _)| *number <= job) {
+            for Held { replica: key, number, messages, install } in held {
+                let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { continue };
+                self.dirty.insert(key.group);
+                match install {
+                    None => {
+                        replica.group.on_persisted(number);
+                        self.send_raft(key.group, messages);
+                    }
+                    Some(stage) => self.advance_install(key.group, stage),
+                }
+            }
+        }
+    }
+
+    /// The log has recorded a stage of an install: go on with the next.
+    fn advance_install(&mut self, group: GroupId, stage: InstallStage) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let key = replica.key;
+        let Some(install) = replica.install.as_mut() else { return };
+        match stage {
+            InstallStage::Announcing => {
+                install.stage = InstallStage::Switching;
+                let job = StoreJob::FinishInstall { replica: key, generation: install.generation, state: Box::new(install.state.clone()) };
+                self.out.store.push(job);
+            }
+            InstallStage::Switching => {}
+            InstallStage::Recording => {
+                let Some(Install { generation, state, ready, .. }) = replica.install.take() else { return };
+                let index = state.applied.0;
+                replica.generation = generation;
+                replica.applied = index;
+                replica.keys = state.keys;
+                replica.bytes = state.bytes;
+                replica.group.on_persisted(ready.number);
+                replica.group.on_applied(index);
+                self.stats.snapshots_installed += 1;
+                self.send_raft(group, ready.send_when_persisted);
+                if let Some(control) = state.control.as_ref().filter(|_| group == GroupId::CONTROL) {
+                    self.adopt_control(&control.clone());
+                }
+                self.fail_proposed_up_to(group, index);
+                self.run_reads_up_to(group);
+            }
+        }
+    }
+
+    /// The store has switched to the snapshot's generation: record it before it is acknowledged.
+    pub(crate) fn handle_snapshot_installed(&mut self, key: ReplicaKey, generation: u32, state: Option<Box<ReplicaState>>) {
+        let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { return };
+        let Some(install) = replica.install.as_mut().filter(|install| install.generation == generation) else { return };
+        let Some(state) = state else {
+            // Raft has already taken the snapshot as its own past; only a restart takes that back.
+            self.out.fatal = Some(format!("{key}: generation {generation} of a snapshot could not be put in force"));
+            return;
+        };
+        install.state = *state;
+        install.stage = InstallStage::Recording;
+        let number = install.ready.number;
+        let snapshot = install.record.clone();
+        self.log.push(LogRecord::Installed { replica: key, snapshot });
+        if let Some(hard_state) = install.ready.hard_state {
+            self.log.push(LogRecord::HardState { replica: key, hard_state });
+        }
+        let entries = std::mem::take(&mut install.ready.entries);
+        if !entries.is_empty() {
+            self.log.push(LogRecord::Entries { replica: key, entries });
+        }
+        let held = Held { replica: key, number, messages: Vec::new(), install: Some(InstallStage::Recording) };
+        self.log.hold(replica, true, held);
+    }
+
+    /// Sends a group's Raft messages to the nodes their receivers are on.
+    fn send_raft(&mut self, group: GroupId, messages: Vec<Message>) {
+        for message in messages {
+            if message.is_snapshot() {
+                self.attach_snapshot(group, message);
+                continue;
+            }
+            let Some(replica) = self.replicas.get(&group) else { return };
+            if let Some(node) = replica.node_of(message.to()) {
+                self.stats.raft_messages += 1;
+                self.out.messages.push((node, PeerMessage::Raft { group, message }));
+            }
+        }
+    }
+
+    pub(crate) fn handle_raft(&mut self, from: NodeId, group: GroupId, message: Message, now: Now) {
+        let key = ReplicaKey { group, replica: message.to() };
+        if !self.ensure_replica(key, from, now) {
+            return;
+        }
+        let over = self.unapplied_bytes > self.config.unapplied_bytes_max;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if over && message.entry_count() > 0 {
+            return; // As on a full link: Raft sends it again.
+        }
+        replica.senders.insert(message.from(), from);
+        if message.is_snapshot() {
+            return; // Comes only with the last of its rows.
+        }
+        if let Err(error) = replica.group.step(message) {
+            self.out.notices.push(Notice::Info(format!("{key}: a message from {from} was refused: {error}")));
+        }
+        self.dirty.insert(group);
+    }
+
+    /// Makes sure that the addressed replica is here, creating it if the control group wants it;
+    /// tells the sender if it is gone for ever.
+    pub(crate) fn ensure_replica(&mut self, key: ReplicaKey, from: NodeId, now: Now) -> bool {
+        if self.replicas.get(&key.group).is_some_and(|replica| replica.key == key) {
+            return true;
+        }
+        match self.standing(key) {
+            Standing::Removed => {
+                self.send(from, PeerMessage::Gone { group: key.group, replica: key.replica });
+                false
+            }
+            Standing::Wanted(_) if !self.replicas.contains_key(&key.group) && self.is_wanted_here(key) => {
+                self.log.push(LogRecord::Created { replica: key, start: Node::NOWHERE });
+                let config = GroupConfig { replica: key.replica, ..self.config.group.clone() };
+                let restored = Restored {
+                    hard_state: Default::default(),
+                    membership: Default::default(),
+                    applied: LogIndex(0),
+                    start: Node::NOWHERE,
+                    entries: Vec::new(),
+                };
+                let rng = self.rng.fork();
+                let group = Group::new(config, restored, rng).expect("an empty replica is consistent");
+                let mut replica = Replica::new(key, group, now.instant);
+                replica.synced_wait = self.log.sent + 1;
+                self.replicas.insert(key.group, replica);
+                self.create_empty_state(key);
+                true
+            }
+            Standing::Unknown => {
+                let ask = PeerMessage::ControlAsk { epoch: self.control.epoch, orphan: None };
+                self.send(from, ask);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Hands committed entries to the apply thread, with the configuration that each change makes.
+    fn queue_apply(&mut self, group: GroupId, entries: Vec<flotilla_types::Entry>) {
+        let Some(replica) = self.replicas.get_mut(&group).filter(|_| !entries.is_empty()) else { return };
+        let mut memberships = Vec::new();
+        let mut bytes = 0;
+        for entry in &entries {
+            bytes += entry.data.len() + ENTRY_OVERHEAD;
+            if replica.change_at == Some(entry.index) {
+                replica.change_at = None;
+            }
+            if entry.kind == EntryKind::Membership {
+                let change = MembershipChange::decode(entry.data.clone()).expect("committed entries are our own encoding");
+                memberships.push((entry.index, replica.group.apply_membership(&change)));
+            }
+        }
+        replica.applying.extend(entries.last().map(|last| (last.index, bytes)));
+        self.unapplied_bytes += bytes;
+        let answers_wanted = !replica.proposed.is_empty() || group == GroupId::CONTROL;
+        self.supervision.applying.push(GroupApply { replica: replica.key, entries, memberships, answers_wanted });
+    }
+
+    /// Sends this turn's committed entries of all groups as one job.
+    pub(crate) fn send_apply_job(&mut self) {
+        let applying = std::mem::take(&mut self.supervision.applying);
+        if !applying.is_empty() {
+            self.out.store.push(StoreJob::Apply(applying));
+        }
+    }
+
+    pub(crate) fn handle_applied(&mut self, applied: GroupApplied, now: Now) {
+        let key = applied.replica;
+        let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { return };
+        let index = applied.applied.0;
+        if let Some(reason) = applied.stopped {
+            return self.stop_replica(key, &reason);
+        }
+        assert!(index >= replica.applied, "{key} was applied backwards, from {} to {index}", replica.applied);
+        replica.applied = index;
+        while let Some((_, bytes)) = replica.applying.pop_front_if(|(last, _)| *last <= index) {
+            self.unapplied_bytes -= bytes;
+            self.supervision.applied_bytes += bytes;
+        }
+        replica.keys = applied.keys;
+        replica.bytes = applied.bytes;
+        replica.group.on_applied(index);
+        self.dirty.insert(key.group);
+        for (index, term, results) in applied.answers {
+            let Some(proposed) =
+                self.replicas.get_mut(&key.group).and_then(|r| r.proposed.pop_front_if(|p| p.index == index && p.term == term))
+            else {
+                continue;
+            };
+            assert_eq!(proposed.waiters.len(), results.len(), "{key} at {index}: one result for each mutation");
+            for (waiter, result) in proposed.waiters.into_iter().zip(results) {
+                if let Some(waiter) = waiter {
+                    self.answer(waiter.to, reply_of(result));
+                }
+            }
+        }
+        if let Some(control) = applied.control {
+            self.adopt_control(&control);
+        }
+        for (index, term, answer) in applied.control_answers {
+            self.handle_control_answer(index, term, &answer);
+        }
+        self.fail_superseded(key.group, index);
+        if let Some((index, hash)) = applied.checkpoint {
+            self.report_checkpoint(key.group, index, hash);
+        }
+        self.run_reads_up_to(key.group);
+        self.leave_if_removed(key.group, now);
+    }
+
+    /// The state machine cannot go on here. Damage is healed from the others; an entry of a later
+    /// format is not, since every replica of this version stops at it.
+    fn stop_replica(&mut self, key: ReplicaKey, reason: &StopReason) {
+        let alone = self.replicas.get(&key.group).is_some_and(|replica| replica.group.membership().voters.len() < 3);
+        match reason {
+            StopReason::Damaged(detail) if !alone => {
+                self.out.notices.push(Notice::Error(format!("{key} is damaged and will be re-seeded from the other replicas: {detail}")));
+                self.retire_damaged(key);
+            }
+            reason => self.out.fatal = Some(format!("{key} cannot go on: {reason}")),
+        }
+    }
+
+    /// Another leader's entries stand where these were proposed: they never will be.
+    fn fail_superseded(&mut self, group: GroupId, applied: LogIndex) {
+        self.fail_proposed(group, applied, |to| {
+            (
+                to,
+                Reply::Failed(Failure::not_applied(
+                    FailureReason::NoQuorum,
+                    "the shard's leader changed before the write was agreed on: try again",
+                )),
+            )
+        });
+    }
+
+    /// A snapshot took their place: whether they were in it cannot be told.
+    fn fail_proposed_up_to(&mut self, group: GroupId, index: LogIndex) {
+        self.fail_proposed(group, index, |to| {
+            (to, Reply::Failed(Failure::unknown(FailureReason::Timeout, "the shard's leader changed while the write was under way")))
+        });
+    }
+
+    pub(crate) fn fail_proposed(&mut self, group: GroupId, through: LogIndex, failure: impl Fn(ReplyTo) -> (ReplyTo, Reply)) {
+        while let Some(proposed) = self.replicas.get_mut(&group).and_then(|replica| replica.proposed.pop_front_if(|p| p.index <= through)) {
+            for Waiter { to, .. } in proposed.waiters.into_iter().flatten() {
+                let (to, reply) = failure(to);
+                self.answer(to, reply);
+            }
+        }
+    }
+
+    /// What the store holds durably need not be replayed; what is also not kept for slow followers
+    /// is purged from memory and log.
+    pub(crate) fn handle_persisted(&mut self, indexes: &BTreeMap<ReplicaKey, LogIndex>) {
+        self.persist_is_done();
+        let keep = self.config.log_keep_bytes / self.replicas.len().max(1);
+        for (key, persisted) in indexes {
+            let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == *key && replica.install.is_none()) else {
+                continue;
+            };
+            let sending = self.transfers.oldest_index(key.group);
+            let keep = if sending.is_some() { keep * SENDING_KEEP_FACTOR } else { keep };
+            let through = replica.group.purge_point(keep).min(*persisted);
+            if through >= replica.group.first_index()
+                && let Some(term) = replica.group.term_at(through)
+            {
+                self.log.batch.records.push(LogRecord::Purge { replica: *key, through, term });
+                replica.group.purge(through);
+            }
+        }
+    }
+
+    /// Looks whether a group's leader changed, and does what follows.
+    pub(crate) fn notice_leader(&mut self, group: GroupId, now: Now) {
+        let me = self.identity.node;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let leader = if replica.is_leader() { Some(me) } else { replica.leader_node() };
+        let before = std::mem::replace(&mut replica.leader_seen, leader);
+        match leader {
+            Some(_) => {
+                replica.leaderless_since = None;
+                replica.campaign_at = None;
+            }
+            None => {
+                replica.leaderless_since.get_or_insert(now.instant);
+            }
+        }
+        if leader == before {
+            return;
+        }
+        if before == Some(me) {
+            let unproposed = std::mem::take(&mut replica.pending);
+            replica.checkpoints.clear();
+            replica.change_at = None;
+            self.reroute(group, unproposed);
+            self.reroute_reads(group);
+            self.drop_transfers_of(group);
+        }
+        if leader == Some(me) {
+            self.stats.elections_won += 1;
+        }
+        if leader.is_some() {
+            self.retry_parked_of(group, now);
+        }
+    }
+
+    /// Proposes a command to the control group, if it is led here.
+    pub(crate) fn propose_control(&mut self, command: &ControlCommand) -> Option<(LogIndex, flotilla_types::Term)> {
+        let replica = self.replicas.get_mut(&GroupId::CONTROL).filter(|replica| replica.is_leader())?;
+        let data: Bytes = command.encode();
+        let (term, index) = replica.group.propose(data).ok()?;
+        self.stats.proposals += 1;
+        self.dirty.insert(GroupId::CONTROL);
+        Some((index, term))
+    }
+}
+
+/// Bytes that an entry costs beside its data, for bounds.
+pub(crate) const ENTRY_OVERHEAD: usize = 64;
+/// How many times the usual is kept of a group's log while a snapshot of it is being sent.
+const SENDING_KEEP_FACTOR: usize = 4;
+
+fn reply_of(result: MutationResult) -> Reply {
+    match result {
+        MutationResult::Put { version, created } => Reply::Put { version, created },
+        MutationResult::Deleted { deleted } => Reply::Deleted { deleted },
+        MutationResult::ConditionFailed { present } => Reply::ConditionFailed { present },
+    }
+}
+
+/// Appends as many of the requests as one entry takes, at least one; gives how many.
+fn fill(batch: &mut MutationBatch, pending: &[(Waiter, Request)]) -> usize {
+    let mut count = 0;
+    for (_, request) in pending {
+        match request {
+            Request::Put { key, value, condition } if batch.fits(key.as_bytes().len(), value.len(), condition) => {
+                batch.put(key, value, condition)
+            }
+            Request::Delete { key, condition } if batch.fits(key.as_bytes().len(), 0, condition) => batch.delete(key, condition),
+            _ => break,
+        };
+        count += 1;
+    }
+    assert!(count > 0, "an empty batch takes any one mutation");
+    count
+}

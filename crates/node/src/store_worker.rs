@@ -1,0 +1,167 @@
+//! Runs store jobs one after the other, on the apply thread of the server or inline in the
+//! simulation. All of a node's writes to its store go through here.
+
+use crate::effect::{ReadJob, StoreJob};
+use crate::event::{SnapshotRead, StoreEvent};
+use crate::request::{Failure, FailureReason, Reply};
+use crate::state_machine::{Applier, ApplyError, ApplyJob, InstallError, ReplicaState, SnapshotReader, StateMachineFaults, read};
+use flotilla_storage::log::{Damage, Recovered, RecoveredReplica};
+use flotilla_storage::store::{StateStore, StoreError};
+use flotilla_types::{HardState, LogIndex, PlantedFault, ReplicaKey, Term};
+use std::collections::BTreeMap;
+
+/// Rows of dead generations deleted by one sweep job.
+const SWEEP_ROWS: usize = 2000;
+
+/// The apply thread's work, without the thread.
+#[derive(Debug)]
+pub struct StoreWorker<S: StateStore> {
+    applier: Applier<S>,
+    /// Views of snapshots being sent.
+    sending: BTreeMap<u64, SnapshotReader<S::View>>,
+}
+
+impl<S: StateStore> StoreWorker<S> {
+    /// Takes the store up. Gives the state of every replica in it; one whose own state cannot be
+    /// read is not among them (its rows are swept when it is re-seeded).
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    #[expect(clippy::type_complexity, reason = "the worker and what it found")]
+    pub fn open(store: S, fault: Option<PlantedFault>) -> Result<(StoreWorker<S>, BTreeMap<ReplicaKey, ReplicaState>), ApplyError> {
+        let faults = StateMachineFaults {
+            apply_twice_after_restart: fault == Some(PlantedFault::ApplyTwiceAfterRestart),
+            snapshot_switched_before_durable: fault == Some(PlantedFault::SnapshotSwitchedBeforeDurable),
+            ..StateMachineFaults::default()
+        };
+        let (applier, states) = Applier::open(store, faults)?;
+        Ok((StoreWorker { applier, sending: BTreeMap::new() }, states))
+    }
+
+    /// The store underneath, for reads.
+    pub fn store(&self) -> &S {
+        self.applier.store()
+    }
+
+    /// Marks the replicas whose state could not be read as lost, so that the node re-seeds them.
+    pub fn mark_damaged(&self, recovered: &mut Recovered) {
+        for (key, detail) in self.applier.damaged() {
+            let replica = recovered.replicas.entry(*key).or_insert_with(|| RecoveredReplica {
+                hard_state: HardState::default(),
+                start: (LogIndex(0), Term(0)),
+                entries: Vec::new(),
+                install: None,
+                is_lost: true,
+            });
+            replica.is_lost = true;
+            recovered.damage.push(Damage { replicas: vec![*key], file: "store".to_owned(), offset: 0, reason: detail.clone() });
+        }
+    }
+
+    /// Does one job; gives what the node is to be told.
+    pub fn run(&mut self, job: StoreJob) -> Option<StoreEvent> {
+        match self.try_run(job) {
+            Ok(event) => event,
+            Err(error) => Some(StoreEvent::Failed { replica: None, disk_full: is_disk_full(&error), detail: describe(&error) }),
+        }
+    }
+
+    fn try_run(&mut self, job: StoreJob) -> Result<Option<StoreEvent>, ApplyError> {
+        Ok(match job {
+            StoreJob::Apply(groups) => Some(StoreEvent::Applied(self.applier.apply(ApplyJob { groups })?)),
+            StoreJob::Persist => Some(StoreEvent::Persisted(self.applier.persist()?)),
+            StoreJob::Create { replica, state } => {
+                self.applier.create(replica, *state)?;
+                None
+            }
+            StoreJob::Destroy { replica } => {
+                self.applier.destroy(replica)?;
+                Some(StoreEvent::Destroyed { replica })
+            }
+            StoreJob::ReadSnapshot { transfer, replica, first, bytes_max } => {
+                Some(StoreEvent::SnapshotChunk { transfer, chunk: self.read_snapshot(transfer, replica, first, bytes_max)? })
+            }
+            StoreJob::CloseSnapshot { transfer } => {
+                self.sending.remove(&transfer);
+                None
+            }
+            StoreJob::InstallRows { replica, generation, first, chunk } => {
+                let begun = if first { self.applier.begin_install(replica, generation) } else { Ok(()) };
+                let accepted = accepted(begun.and_then(|()| self.applier.install_rows(replica, generation, chunk)))?.is_some();
+                Some(StoreEvent::SnapshotRows { replica, generation, accepted })
+            }
+            StoreJob::FinishInstall { replica, generation, state } => {
+                let state = accepted(self.applier.finish_install(replica, generation, *state))?.map(Box::new);
+                Some(StoreEvent::SnapshotInstalled { replica, generation, state })
+            }
+            StoreJob::AbortInstall { replica, generation } => {
+                self.applier.abort_install(replica, generation);
+                None
+            }
+            StoreJob::Sweep => {
+                self.applier.sweep(SWEEP_ROWS)?;
+                None
+            }
+        })
+    }
+
+    fn read_snapshot(
+        &mut self,
+        transfer: u64,
+        replica: ReplicaKey,
+        first: bool,
+        bytes_max: usize,
+    ) -> Result<Option<SnapshotRead>, ApplyError> {
+        if first {
+            let Some(reader) = SnapshotReader::open(self.applier.store().view()?, replica)? else { return Ok(None) };
+            self.sending.insert(transfer, reader);
+        }
+        let Some(reader) = self.sending.get_mut(&transfer) else { return Ok(None) };
+        let chunk = match reader.next_chunk(bytes_max) {
+            Ok(chunk) => chunk,
+            // Damage is not passed on; the transfer ends, and applying or reading will name it.
+            Err(StoreError::Damaged(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(bytes) = chunk else {
+            self.sending.remove(&transfer);
+            return Ok(None);
+        };
+        Ok(Some(SnapshotRead { group: replica.group, state: reader.state().clone(), bytes, last: reader.is_finished() }))
+    }
+}
+
+/// A refused chunk is an ordinary answer (`None`); a failed store is not.
+fn accepted<T>(result: Result<T, InstallError>) -> Result<Option<T>, ApplyError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(InstallError::Apply(error)) => Err(error),
+        Err(InstallError::Refused { .. } | InstallError::NotUnderWay { .. }) => Ok(None),
+    }
+}
+
+fn is_disk_full(error: &ApplyError) -> bool {
+    matches!(error, ApplyError::Store(StoreError::DiskFull(_)))
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Runs a point read, on any thread.
+pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> Reply {
+    match read::get(store, job.replica, job.generation, &job.key) {
+        Ok(Some((version, value))) => Reply::Value { version, value },
+        Ok(None) => Reply::Absent,
+        Err(error) => {
+            let detail = format!("reading {} from {}: {}", job.key, job.replica, describe(&error));
+            Reply::Failed(Failure::not_applied(FailureReason::Damaged, detail))
+        }
+    }
+}

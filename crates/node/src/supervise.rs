@@ -1,0 +1,594 @@
+//! What a node does beside serving requests: it reports to the control group, plans if it leads that
+//! group, brings the groups it leads to their wanted members, keeps the store durable enough for the
+//! log to be purged, compares hashes, and watches over leaders that went away.
+//!
+//! Nothing here is remembered that must survive: the control group's state and each group's Raft
+//! configuration say everything, so any leader goes on where another stopped.
+
+use crate::control::{
+    ControlAnswer, ControlCommand, ControlState, Formats, GroupReport, NodeHealth, NodeProfile, NodeState, Observed, PlanLimits, Refusal,
+    Standing, Step, next_step, plan,
+};
+use crate::effect::{Notice, StoreJob};
+use crate::event::Now;
+use crate::message::PeerMessage;
+use crate::node::{Link, Node};
+use crate::replica::{Replica, Waiter};
+use crate::report::Report;
+use crate::request::{Failure, FailureReason, JoinRequest, Reply};
+use crate::state_machine::GroupApply;
+use flotilla_storage::log::LogRecord;
+use flotilla_types::{GroupId, Instant, LogIndex, MembershipChange, NodeId, ReplicaId, ReplicaKey, Term};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How often each node reports and the control group's leader plans.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often leaders look whether their groups' members are the wanted ones.
+const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
+/// A node that has not reported for this long counts as down.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A link that was lost must stay so for this long before others campaign in the leader's place.
+const LOST_LEADER_GRACE: Duration = Duration::from_millis(100);
+/// A replica without a leader for this long asks whether it is still wanted (10 election timeouts).
+const ORPHAN_AFTER: Duration = Duration::from_secs(12);
+/// How long a node that came up is spared leadership transfers to it.
+const SETTLE_BEFORE_LEADING: Duration = Duration::from_secs(2);
+/// Entries a follower may lack to count as caught up.
+const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// Leaderships handed over on purpose by one node in one round of looking.
+const TRANSFERS_AT_ONCE: usize = 8;
+/// Checkpoints of a group remembered for comparison.
+const CHECKPOINTS_KEPT: usize = 8;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Supervision {
+    next_report: Instant,
+    next_reconcile: Instant,
+    pub(crate) last_persist: Instant,
+    persisting: bool,
+    /// Applied since the store was last made durable.
+    pub(crate) applied_bytes: usize,
+    /// Entries to be handed to the apply thread at the end of this turn.
+    pub(crate) applying: Vec<GroupApply>,
+    /// The last report of each node, and when it came (kept by every control voter).
+    pub(crate) reports: BTreeMap<NodeId, (Instant, Report)>,
+    /// Joins proposed to the control group: who is told, and what is answered.
+    joins: Vec<(LogIndex, Term, Waiter)>,
+    /// Replicas given up here for damage, to be replaced.
+    pub(crate) reseeds: BTreeSet<ReplicaKey>,
+    /// When leadership of a group was last handed over on purpose.
+    transferred: BTreeMap<GroupId, Instant>,
+}
+
+impl Supervision {
+    pub(crate) fn new(now: Instant) -> Supervision {
+        Supervision {
+            next_report: now,
+            next_reconcile: now,
+            last_persist: now,
+            persisting: false,
+            applied_bytes: 0,
+            applying: Vec::new(),
+            reports: BTreeMap::new(),
+            joins: Vec::new(),
+            reseeds: BTreeSet::new(),
+            transferred: BTreeMap::new(),
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn supervise(&mut self, now: Now) {
+        self.make_durable(now);
+        if now.instant >= self.supervision.next_reconcile {
+            self.supervision.next_reconcile = now.instant + RECONCILE_INTERVAL;
+            self.expire_transfers(now.instant);
+            self.expire_joins(now.instant);
+            self.reconcile(now);
+            self.ask_about_orphans(now);
+        }
+        if now.instant >= self.supervision.next_report {
+            self.supervision.next_report = now.instant + REPORT_INTERVAL;
+            self.report(now);
+            self.plan(now);
+            self.out.store.push(StoreJob::Sweep);
+        }
+    }
+
+    fn make_durable(&mut self, now: Now) {
+        let applied = self.supervision.applied_bytes;
+        let due = applied >= self.config.persist_bytes
+            || (applied > 0 && now.instant.saturating_since(self.supervision.last_persist) >= self.config.persist_interval);
+        if due && !self.supervision.persisting {
+            self.supervision.persisting = true;
+            self.supervision.applied_bytes = 0;
+            self.supervision.last_persist = now.instant;
+            self.out.store.push(StoreJob::Persist);
+        }
+    }
+
+    pub(crate) fn persist_is_done(&mut self) {
+        self.supervision.persisting = false;
+    }
+
+    // ---- links ----
+
+    pub(crate) fn handle_link_up(&mut self, peer: NodeId, now: Now) {
+        self.links.insert(peer, Link { up: true, since: now.instant });
+        for replica in self.replicas.values_mut() {
+            if replica.leader_node() == Some(peer) {
+                replica.campaign_at = None;
+            }
+        }
+    }
+
+    pub(crate) fn handle_link_down(&mut self, peer: NodeId, refused: bool, now: Now) {
+        self.links.insert(peer, Link { up: false, since: now.instant });
+        self.fail_forwards_to(peer);
+        self.drop_transfers_to(peer);
+        for replica in self.replicas.values_mut() {
+            if let Some(there) = replica.group.membership().replica_on(peer)
+                && replica.is_leader()
+            {
+                replica.group.report_unreachable(there);
+            }
+            if refused && replica.leader_node() == Some(peer) {
+                replica.campaign_at = Some(now.instant + LOST_LEADER_GRACE);
+            }
+        }
+    }
+
+    /// A leader whose process is gone need not be waited for: its followers forget it, and one of
+    /// them, another for each group, campaigns at once. Pre-votes and votes decide as always.
+    pub(crate) fn campaign_in_place_of_the_dead(&mut self, now: Now) {
+        let me = self.identity.node;
+        for (group, replica) in &mut self.replicas {
+            if replica.campaign_at.is_none_or(|at| at > now.instant) {
+                continue;
+            }
+            replica.campaign_at = None;
+            let Some(lost) = replica.leader_node() else { continue };
+            if self.links.get(&lost).is_some_and(|link| link.up) {
+                continue;
+            }
+            replica.group.forget_leader();
+            let survivors: Vec<NodeId> = replica.group.membership().voters.values().copied().filter(|node| *node != lost).collect();
+            if !survivors.is_empty() && survivors[group.0 as usize % survivors.len()] == me {
+                replica.group.campaign();
+            }
+            self.dirty.insert(*group);
+        }
+    }
+
+    // ---- reports and the plan ----
+
+    fn control_voters(&self) -> Vec<NodeId> {
+        let record = self.control.groups.get(&GroupId::CONTROL);
+        record.map(|record| record.voters.iter().map(|member| member.node).collect()).unwrap_or_default()
+    }
+
+    fn leads_control(&self) -> bool {
+        self.replicas.get(&GroupId::CONTROL).is_some_and(Replica::is_leader)
+    }
+
+    /// Tells the control group's voters how this node is.
+    fn report(&mut self, now: Now) {
+        let report = self.make_report();
+        let encoded = report.encode();
+        for voter in self.control_voters() {
+            if voter == self.identity.node {
+                self.supervision.reports.insert(voter, (now.instant, report.clone()));
+            } else if self.link_is_up(voter) {
+                self.send(voter, PeerMessage::Report(encoded.clone()));
+            }
+        }
+    }
+
+    fn make_report(&self) -> Report {
+        let led = |replica: &Replica| GroupReport {
+            leader: self.identity.node,
+            term: replica.group.term(),
+            membership: replica.group.membership().clone(),
+            change_pending: replica.change_pending(),
+            record_epoch: self.control.groups.get(&replica.key.group).map_or(0, |record| record.epoch),
+            bytes: replica.bytes,
+        };
+        Report {
+            epoch: self.control.epoch,
+            replicas: self.replicas.len() as u64,
+            bytes: self.replicas.values().map(|replica| replica.bytes).sum(),
+            keys: self.replicas.values().map(|replica| replica.keys).sum(),
+            shutting_down: self.shutting_down,
+            reseeds: self.supervision.reseeds.iter().copied().collect(),
+            groups: self
+                .replicas
+                .iter()
+                .filter(|(_, replica)| replica.is_leader())
+                .map(|(group, replica)| (*group, led(replica)))
+                .collect(),
+        }
+    }
+
+    pub(crate) fn handle_report(&mut self, from: NodeId, bytes: &bytes::Bytes, now: Now) {
+        let Ok(report) = Report::decode(bytes.clone()) else {
+            return self.out.notices.push(Notice::Warning(format!("a report of {} could not be read", self.name_of(from))));
+        };
+        if self.leads_control() && report.epoch < self.control.epoch && !self.holds_control(from) {
+            self.send(from, PeerMessage::ControlCopy(self.control.encode()));
+        }
+        self.supervision.reports.insert(from, (now.instant, report));
+    }
+
+    fn holds_control(&self, node: NodeId) -> bool {
+        self.replicas.get(&GroupId::CONTROL).is_some_and(|replica| replica.group.membership().replica_on(node).is_some())
+    }
+
+    /// What the reports add up to.
+    pub(crate) fn observed(&self, now: Now) -> Observed {
+        let mut observed = Observed::default();
+        for node in self.control.nodes.keys() {
+            let health = match self.supervision.reports.get(node) {
+                _ if *node == self.identity.node => NodeHealth::Up,
+                Some((at, _)) if now.instant.saturating_since(*at) < REPORT_TIMEOUT => NodeHealth::Up,
+                Some((at, _)) => NodeHealth::Down { for_time: now.instant.saturating_since(*at) },
+                None => NodeHealth::Down { for_time: now.instant.saturating_since(self.started) },
+            };
+            observed.nodes.insert(*node, health);
+        }
+        for (_, report) in self.supervision.reports.values() {
+            for (group, led) in &report.groups {
+                if observed.groups.get(group).is_none_or(|known| known.term < led.term) {
+                    observed.groups.insert(*group, led.clone());
+                }
+            }
+        }
+        observed
+    }
+
+    fn plan(&mut self, now: Now) {
+        // A new leader first hears how things are.
+        if !self.leads_control() || self.replicas[&GroupId::CONTROL].applied < self.replicas[&GroupId::CONTROL].group.commit() {
+            return;
+        }
+        let mut commands = Vec::new();
+        let reports = self.supervision.reports.values();
+        for key in reports.flat_map(|(_, report)| &report.reseeds).chain(&self.supervision.reseeds).copied().collect::<BTreeSet<_>>() {
+            if matches!(self.control.standing(key), Standing::Wanted(_)) {
+                commands.push(ControlCommand::ReseedReplica { group: key.group, replica: key.replica });
+            }
+        }
+        if commands.is_empty() {
+            commands = plan(&self.control, &self.observed(now), &PlanLimits::default());
+        }
+        for command in commands {
+            if self.propose_control(&command).is_none() {
+                break;
+            }
+        }
+    }
+
+    // ---- the wanted members of the groups led here ----
+
+    fn reconcile(&mut self, now: Now) {
+        let mut transfers = 0;
+        let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
+        for group in led {
+            let (Some(replica), Some(record)) = (self.replicas.get(&group), self.control.groups.get(&group)) else { continue };
+            if replica.group.is_transferring() || self.shutting_down {
+                continue;
+            }
+            let last = replica.group.last_index();
+            let caught_up = |id: ReplicaId| {
+                let near = replica
+                    .group
+                    .progress(id)
+                    .is_some_and(|p| p.recently_active && !p.in_snapshot && p.matched.0 + CAUGHT_UP_ENTRIES >= last.0);
+                near && replica.node_of(id).is_some_and(|node| self.has_settled(node, now.instant))
+            };
+            match next_step(record, replica.group.membership(), replica.key.replica, caught_up, replica.change_pending()) {
+                Some(Step::Propose(change)) => self.propose_membership(group, &change),
+                Some(Step::LeaveJoint) => self.propose_membership(group, &MembershipChange::leave_joint()),
+                Some(Step::TransferLeadership(to)) => {
+                    let last = self.supervision.transferred.get(&group).copied();
+                    let rested = last.is_none_or(|at| now.instant.saturating_since(at) > 2 * SETTLE_BEFORE_LEADING);
+                    if transfers < TRANSFERS_AT_ONCE && rested {
+                        transfers += 1;
+                        self.supervision.transferred.insert(group, now.instant);
+                        self.transfer(group, to);
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Whether a node has been linked for long enough to be given leadership.
+    fn has_settled(&self, node: NodeId, now: Instant) -> bool {
+        self.links.get(&node).is_some_and(|link| link.up && now.saturating_since(link.since) >= SETTLE_BEFORE_LEADING)
+    }
+
+    fn propose_membership(&mut self, group: GroupId, change: &MembershipChange) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if let Ok((_, index)) = replica.group.propose_membership(change) {
+            replica.change_at = Some(index);
+            self.dirty.insert(group);
+        }
+    }
+
+    fn transfer(&mut self, group: GroupId, to: ReplicaId) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.group.transfer_leadership(to);
+            self.dirty.insert(group);
+        }
+    }
+
+    /// Hands every leadership over before the process ends.
+    pub(crate) fn hand_over(&mut self, now: Now) {
+        self.shutting_down = true;
+        let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
+        for group in led {
+            let Some(replica) = self.replicas.get(&group) else { continue };
+            let me = replica.key.replica;
+            let progress = |id: ReplicaId| replica.group.progress(id).filter(|p| p.recently_active && !p.in_snapshot);
+            let best =
+                replica.group.membership().voters.keys().filter(|id| **id != me).filter_map(|id| Some((progress(*id)?.matched, *id))).max();
+            if let Some((_, to)) = best {
+                self.transfer(group, to);
+            }
+        }
+        self.report(now);
+    }
+
+    /// Whether leadership of anything that others could lead is still here.
+    pub fn has_handed_over(&self) -> bool {
+        !self.replicas.values().any(|replica| replica.is_leader() && replica.group.membership().voters.len() > 1)
+    }
+
+    // ---- the control group's state ----
+
+    /// Takes a newer control state up, wherever it came from.
+    pub(crate) fn adopt_control(&mut self, control: &ControlState) {
+        if control.epoch < self.control.epoch {
+            return;
+        }
+        let peers_before = self.peers();
+        self.control = control.clone();
+        if self.peers() != peers_before {
+            self.update_peers();
+            // How the others are reached must survive a restart, also where no control replica is.
+            self.identity.control = self.control.encode();
+            self.log.push(LogRecord::Identity(self.identity.encode()));
+        }
+        if self.control.nodes.get(&self.identity.node).is_some_and(|record| record.state == NodeState::Removed) {
+            self.out.fatal = Some("this node was removed from the cluster: its data may be wiped".to_owned());
+        }
+        let standing = |key: &ReplicaKey| self.control.standing(*key);
+        let reseeded: Vec<ReplicaKey> =
+            self.supervision.reseeds.iter().filter(|key| !matches!(standing(key), Standing::Wanted(_))).copied().collect();
+        for key in reseeded {
+            self.supervision.reseeds.remove(&key);
+        }
+        if self.leads_control() {
+            let others: Vec<NodeId> = self.control.members().map(|(node, _)| node).filter(|node| *node != self.identity.node).collect();
+            for node in others {
+                if self.link_is_up(node) && !self.holds_control(node) {
+                    self.send(node, PeerMessage::ControlCopy(self.control.encode()));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn handle_control_copy(&mut self, bytes: bytes::Bytes, _now: Now) {
+        match ControlState::decode(bytes) {
+            Ok(control) if control.cluster == self.control.cluster => self.adopt_control(&control),
+            Ok(_) => self.out.notices.push(Notice::Warning("a copy of another cluster's control state was refused".to_owned())),
+            Err(error) => self.out.notices.push(Notice::Warning(format!("a copy of the control state could not be read: {error}"))),
+        }
+    }
+
+    pub(crate) fn handle_control_ask(&mut self, from: NodeId, epoch: u64, orphan: Option<(GroupId, ReplicaId)>) {
+        if let Some((group, replica)) = orphan
+            && self.control.standing(ReplicaKey { group, replica }) == Standing::Removed
+        {
+            self.send(from, PeerMessage::Gone { group, replica });
+        }
+        if epoch < self.control.epoch {
+            self.send(from, PeerMessage::ControlCopy(self.control.encode()));
+        }
+    }
+
+    /// Somebody says that a replica of ours is gone. Only the control group's word counts.
+    pub(crate) fn ask_if_removed(&mut self, group: GroupId, replica: ReplicaId) {
+        let key = ReplicaKey { group, replica };
+        if self.replicas.get(&group).is_some_and(|here| here.key == key) && self.control.standing(key) == Standing::Removed {
+            self.remove_replica(key);
+        }
+    }
+
+    fn ask_about_orphans(&mut self, now: Now) {
+        let orphaned = |replica: &Replica| replica.leaderless_since.is_some_and(|since| now.instant.saturating_since(since) > ORPHAN_AFTER);
+        let orphans: Vec<ReplicaKey> = self.replicas.values().filter(|replica| orphaned(replica)).map(|replica| replica.key).collect();
+        let asked = self.control_voters();
+        for key in orphans {
+            if self.control.standing(key) == Standing::Removed {
+                self.remove_replica(key);
+                continue;
+            }
+            if let Some(replica) = self.replicas.get_mut(&key.group) {
+                replica.leaderless_since = Some(now.instant);
+            }
+            for node in &asked {
+                if *node != self.identity.node && self.link_is_up(*node) {
+                    let orphan = Some((key.group, key.replica));
+                    self.send(*node, PeerMessage::ControlAsk { epoch: self.control.epoch, orphan });
+                }
+            }
+        }
+    }
+
+    /// A replica that its own applied configuration no longer holds, and the control group does not
+    /// want, has nothing left to do.
+    pub(crate) fn leave_if_removed(&mut self, group: GroupId, _now: Now) {
+        let Some(replica) = self.replicas.get(&group) else { return };
+        if replica.is_initialized()
+            && !replica.group.membership().contains(replica.key.replica)
+            && self.control.standing(replica.key) == Standing::Removed
+        {
+            self.remove_replica(replica.key);
+        }
+    }
+
+    /// Leaves a tombstone and forgets the replica and its rows.
+    fn remove_replica(&mut self, key: ReplicaKey) {
+        let Some(mut replica) = self.replicas.remove(&key.group) else { return };
+        self.out.notices.push(Notice::Info(format!("{key} was moved away from this node")));
+        self.tombstones.insert(key);
+        self.log.push(LogRecord::Tombstone { replica: key });
+        self.out.store.push(StoreJob::Destroy { replica: key });
+        self.unapplied_bytes -= replica.applying.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        let pending = std::mem::take(&mut replica.pending);
+        self.reroute(key.group, pending);
+        let waiting: Vec<_> = replica.reads_new.drain(..).chain(replica.reads_at.drain(..).map(|(_, read)| read)).collect();
+        self.refuse_reads(waiting);
+        for Waiter { to, .. } in replica.proposed.into_iter().flat_map(|proposed| proposed.waiters).flatten() {
+            let detail = "the shard's replica on this node was moved away while the write was under way";
+            self.answer(to, Reply::Failed(Failure::unknown(FailureReason::Timeout, detail)));
+        }
+    }
+
+    /// Whether the control group wants this replica on this very node.
+    pub(crate) fn is_wanted_here(&self, key: ReplicaKey) -> bool {
+        self.control.replicas_on(self.identity.node).any(|(wanted, standing)| wanted == key && matches!(standing, Standing::Wanted(_)))
+    }
+
+    fn peers(&self) -> Vec<(NodeId, String)> {
+        let others = self.control.members().filter(|(node, _)| *node != self.identity.node);
+        others.map(|(node, record)| (node, record.profile.peer.clone())).collect()
+    }
+
+    pub(crate) fn update_peers(&mut self) {
+        self.out.peers = Some(self.peers());
+    }
+
+    // ---- joins ----
+
+    pub(crate) fn accept_join(&mut self, waiter: Waiter, join: JoinRequest, now: Now) {
+        let holder = self.control.node_by_name(&join.name).filter(|(id, record)| *id != join.id && record.state != NodeState::Removed);
+        let replaces = holder.map(|(id, _)| id);
+        if let Some(holder) = replaces {
+            let alive = self.observed(now).nodes.get(&holder) == Some(&NodeHealth::Up);
+            if !join.replace || alive {
+                return self.answer(waiter.to, Reply::NameTaken { holder, alive });
+            }
+        }
+        let command = ControlCommand::AddNode { node: join.id, profile: profile_of(&join), replaces };
+        match self.propose_control(&command) {
+            Some((index, term)) => self.supervision.joins.push((index, term, waiter)),
+            None => self.refuse(waiter.to, FailureReason::NoQuorum, "the control group has no leader here: try again"),
+        }
+    }
+
+    /// Answers a join, once the state that it made is adopted.
+    pub(crate) fn handle_control_answer(&mut self, index: LogIndex, term: Term, answer: &ControlAnswer) {
+        let Some(place) = self.supervision.joins.iter().position(|(at, in_term, _)| *at == index && *in_term == term) else { return };
+        let (_, _, waiter) = self.supervision.joins.swap_remove(place);
+        match answer {
+            ControlAnswer::Refused(Refusal::NameTaken { holder, .. }) => {
+                self.answer(waiter.to, Reply::NameTaken { holder: *holder, alive: true })
+            }
+            ControlAnswer::Refused(refusal) => {
+                self.refuse(waiter.to, FailureReason::NotMember, format!("the node was not taken in: {refusal}"))
+            }
+            _ => self.answer(waiter.to, Reply::Joined { state: self.control.encode() }),
+        }
+    }
+
+    /// Joins that wait for longer than their time.
+    pub(crate) fn expire_joins(&mut self, now: Instant) {
+        let late: Vec<Waiter> =
+            self.supervision.joins.extract_if(.., |(_, _, waiter)| waiter.expires <= now).map(|(_, _, waiter)| waiter).collect();
+        for waiter in late {
+            self.answer(
+                waiter.to,
+                Reply::Failed(Failure::unknown(FailureReason::Timeout, "the join was not agreed on in time: ask again")),
+            );
+        }
+    }
+
+    // ---- divergence (decision 11) ----
+
+    pub(crate) fn report_checkpoint(&mut self, group: GroupId, index: LogIndex, hash: u64) {
+        let Some(replica) = self.replicas.get(&group) else { return };
+        let own = replica.key.replica;
+        if replica.is_leader() {
+            self.handle_checkpoint(group, own, index, hash);
+        } else if let Some(node) = replica.leader_node().filter(|node| self.link_is_up(*node)) {
+            self.send(node, PeerMessage::Checkpoint { group, replica: own, index, hash });
+        }
+    }
+
+    /// Compares what the replicas of a group led here say they are at a named index. Only a hash
+    /// that a majority of the voters shares convicts another.
+    pub(crate) fn handle_checkpoint(&mut self, group: GroupId, from: ReplicaId, index: LogIndex, hash: u64) {
+        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| replica.is_leader()) else { return };
+        let at = replica.checkpoints.entry(index).or_default();
+        at.insert(from, hash);
+        let at = at.clone();
+        while replica.checkpoints.len() > CHECKPOINTS_KEPT {
+            replica.checkpoints.pop_first();
+        }
+        if at.values().all(|other| *other == hash) {
+            return;
+        }
+        let (own, membership) = (replica.key.replica, replica.group.membership().clone());
+        let agreed = at.values().copied().find(|hash| membership.is_quorum(|id, _| at.get(&id) == Some(hash)));
+        let Some(agreed) = agreed else {
+            if at.len() >= membership.voters.len() {
+                replica.diverged = true;
+                self.out
+                    .notices
+                    .push(Notice::Error(format!("{group}: its replicas differ at {index} and no majority agrees; its writes are refused")));
+            }
+            return;
+        };
+        for (id, _) in at.iter().filter(|(_, other)| **other != agreed) {
+            if *id == own {
+                self.handle_diverged(group, own, index);
+            } else if let Some(node) = membership.node_of(*id) {
+                self.send(node, PeerMessage::Diverged { group, replica: *id, index });
+            }
+        }
+    }
+
+    pub(crate) fn handle_diverged(&mut self, group: GroupId, replica: ReplicaId, index: LogIndex) {
+        let key = ReplicaKey { group, replica };
+        if self.replicas.get(&group).is_some_and(|here| here.key == key) {
+            self.out.notices.push(Notice::Error(format!("{key} differs from a majority of its group at {index} and is re-seeded")));
+            self.retire_damaged(key);
+        }
+    }
+
+    /// Whether this node knows the leader of every shard.
+    pub fn is_ready(&self) -> bool {
+        let knows = |group: &GroupId| match self.replicas.get(group) {
+            Some(replica) if replica.is_initialized() => replica.is_leader() || replica.leader_node().is_some(),
+            _ => self.leader_of(*group).is_some(),
+        };
+        !self.shutting_down && self.control.groups.keys().all(knows)
+    }
+}
+
+/// The profile that a joiner presents.
+pub(crate) fn profile_of(join: &JoinRequest) -> NodeProfile {
+    NodeProfile {
+        name: join.name.clone(),
+        http: Some(join.http.clone()),
+        peer: join.peer.clone(),
+        resp: join.resp.clone(),
+        zone: join.zone.clone(),
+        weight: 1,
+        formats: Formats { min: join.formats.0, max: join.formats.1 },
+    }
+}

@@ -1,0 +1,311 @@
+//! Snapshots on their way between two nodes (decision 8).
+//!
+//! The sender opens a view of its rows, offers Raft the position the view is at, and sends chunk
+//! after chunk; the next one is read while the last one travels, and sent when the receiver has
+//! taken it: two chunks of memory a transfer. Raft's own snapshot message travels with the last
+//! chunk, so that the receiver's Raft hears of a snapshot only when all its rows are there. Every
+//! transfer ends in exactly one report to Raft.
+//!
+//! The receiver fills a generation of rows that is not in force; what happens then is in
+//! `replication` (announce, switch, record).
+
+use crate::effect::StoreJob;
+use crate::event::{Now, SnapshotRead};
+use crate::message::PeerMessage;
+use crate::node::Node;
+use crate::state_machine::ReplicaState;
+use bytes::Bytes;
+use flotilla_consensus::{Message, SnapshotMeta};
+use flotilla_storage::log::InstallRecord;
+use flotilla_types::{GroupId, Instant, LogIndex, NodeId, ReplicaId, ReplicaKey};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A transfer that makes no progress for this long is given up; Raft asks for another.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Snapshots being sent by this node.
+#[derive(Debug, Default)]
+pub(crate) struct Transfers {
+    next: u64,
+    outgoing: BTreeMap<u64, Outgoing>,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    source: ReplicaKey,
+    to: ReplicaId,
+    node: NodeId,
+    /// Where the view is at, once it is open.
+    position: Option<(LogIndex, Bytes)>,
+    /// Raft's message for the last chunk.
+    message: Option<Message>,
+    /// The chunk that was read ahead.
+    ready: Option<SnapshotRead>,
+    /// The number of the next chunk to send.
+    number: u32,
+    /// Whether the receiver has yet to take the last one sent.
+    under_way: bool,
+    last_sent: bool,
+    progress_at: Instant,
+}
+
+/// A snapshot being received by one replica.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    from: NodeId,
+    transfer: u64,
+    next_number: u32,
+    pub(crate) generation: u32,
+    finish: Option<(Box<Message>, Bytes)>,
+    /// Set when all rows are here: the state that they were read at.
+    complete: Option<ReplicaState>,
+}
+
+impl Incoming {
+    /// The state of the snapshot at `index`, if all its rows are here.
+    pub(crate) fn complete_at(&self, index: LogIndex) -> Option<ReplicaState> {
+        self.complete.clone().filter(|state| state.applied.0 == index)
+    }
+
+    /// What the log records of it.
+    pub(crate) fn install_record(&self, snapshot: &SnapshotMeta) -> InstallRecord {
+        InstallRecord { index: snapshot.index, term: snapshot.term, generation: self.generation }
+    }
+}
+
+impl Transfers {
+    /// The oldest position a group's snapshot under way was taken at: its log is kept from there on.
+    pub(crate) fn oldest_index(&self, group: GroupId) -> Option<LogIndex> {
+        self.outgoing.values().filter(|o| o.source.group == group).filter_map(|o| o.position.as_ref().map(|(index, _)| *index)).min()
+    }
+}
+
+impl Node {
+    /// Raft wants to send a follower a snapshot.
+    pub(crate) fn begin_transfer(&mut self, group: GroupId, to: ReplicaId, now: Instant) {
+        if self.transfers.outgoing.len() >= self.config.transfers_max
+            || self.transfers.outgoing.values().any(|o| o.source.group == group && o.to == to)
+        {
+            return;
+        }
+        let Some(replica) = self.replicas.get(&group).filter(|replica| replica.is_initialized()) else { return };
+        let Some(node) = replica.node_of(to).filter(|node| self.link_is_up(*node)) else { return };
+        let source = replica.key;
+        self.transfers.next += 1;
+        let transfer = self.transfers.next;
+        let outgoing = Outgoing {
+            source,
+            to,
+            node,
+            position: None,
+            message: None,
+            ready: None,
+            number: 0,
+            under_way: false,
+            last_sent: false,
+            progress_at: now,
+        };
+        self.transfers.outgoing.insert(transfer, outgoing);
+        self.read_chunk(transfer, source, true);
+    }
+
+    fn read_chunk(&mut self, transfer: u64, replica: ReplicaKey, first: bool) {
+        let bytes_max = self.config.snapshot_chunk_bytes;
+        self.out.store.push(StoreJob::ReadSnapshot { transfer, replica, first, bytes_max });
+    }
+
+    pub(crate) fn handle_snapshot_read(&mut self, transfer: u64, chunk: Option<SnapshotRead>, now: Now) {
+        let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
+        let Some(chunk) = chunk else { return self.end_transfer(transfer, false) };
+        outgoing.progress_at = now.instant;
+        if outgoing.position.is_none() {
+            let (index, term) = chunk.state.applied;
+            outgoing.position = Some((index, chunk.state.encode()));
+            let meta = SnapshotMeta { index, term, membership: chunk.state.membership.clone() };
+            let (group, to) = (outgoing.source.group, outgoing.to);
+            outgoing.ready = Some(chunk);
+            let offered = self.replicas.get_mut(&group).is_some_and(|replica| replica.group.offer_snapshot(to, &meta));
+            if !offered {
+                return self.end_transfer(transfer, false);
+            }
+            self.dirty.insert(group);
+        } else {
+            outgoing.ready = Some(chunk);
+        }
+        self.send_chunk(transfer);
+    }
+
+    /// Raft's message for a snapshot that it was offered.
+    pub(crate) fn attach_snapshot(&mut self, group: GroupId, message: Message) {
+        let index = message.snapshot_meta().map(|meta| meta.index);
+        let found = self
+            .transfers
+            .outgoing
+            .iter_mut()
+            .find(|(_, o)| o.source.group == group && o.to == message.to() && o.position.as_ref().map(|(at, _)| *at) == index);
+        match found {
+            Some((transfer, outgoing)) => {
+                let transfer = *transfer;
+                outgoing.message = Some(message);
+                self.send_chunk(transfer);
+            }
+            None => {
+                if let Some(replica) = self.replicas.get_mut(&group) {
+                    replica.group.report_snapshot(message.to(), false);
+                }
+            }
+        }
+    }
+
+    /// Sends the chunk that was read ahead, if it is its turn, and reads on.
+    fn send_chunk(&mut self, transfer: u64) {
+        let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
+        let last = match &outgoing.ready {
+            Some(chunk) if !outgoing.under_way && (!chunk.last || outgoing.message.is_some()) => chunk.last,
+            _ => return,
+        };
+        let Some(chunk) = outgoing.ready.take() else { return };
+        let state = outgoing.position.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
+        let finish = if last { outgoing.message.take().map(|message| (Box::new(message), state)) } else { None };
+        let message = PeerMessage::SnapshotChunk {
+            group: outgoing.source.group,
+            from: outgoing.source.replica,
+            to: outgoing.to,
+            transfer,
+            number: outgoing.number,
+            bytes: chunk.bytes,
+            finish,
+        };
+        outgoing.number += 1;
+        outgoing.under_way = true;
+        outgoing.last_sent = last;
+        let (node, source) = (outgoing.node, outgoing.source);
+        self.send(node, message);
+        if !last {
+            self.read_chunk(transfer, source, false);
+        }
+    }
+
+    pub(crate) fn handle_snapshot_taken(&mut self, from: NodeId, transfer: u64, number: u32, accepted: bool, now: Now) {
+        let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
+        if outgoing.node != from || !outgoing.under_way || number + 1 != outgoing.number {
+            return;
+        }
+        outgoing.under_way = false;
+        outgoing.progress_at = now.instant;
+        if !accepted {
+            self.end_transfer(transfer, false);
+        } else if outgoing.last_sent {
+            self.stats.snapshots_sent += 1;
+            self.end_transfer(transfer, true);
+        } else {
+            self.send_chunk(transfer);
+        }
+    }
+
+    /// Ends a transfer with its one report.
+    fn end_transfer(&mut self, transfer: u64, delivered: bool) {
+        let Some(outgoing) = self.transfers.outgoing.remove(&transfer) else { return };
+        self.out.store.push(StoreJob::CloseSnapshot { transfer });
+        if let Some(replica) = self.replicas.get_mut(&outgoing.source.group).filter(|replica| replica.key == outgoing.source) {
+            replica.group.report_snapshot(outgoing.to, delivered);
+            self.dirty.insert(outgoing.source.group);
+        }
+    }
+
+    fn end_transfers_where(&mut self, ends: impl Fn(&TransferView) -> bool) {
+        let ending: Vec<u64> = self
+            .transfers
+            .outgoing
+            .iter()
+            .filter(|(_, o)| ends(&TransferView { group: o.source.group, node: o.node, progress_at: o.progress_at }))
+            .map(|(transfer, _)| *transfer)
+            .collect();
+        for transfer in ending {
+            self.end_transfer(transfer, false);
+        }
+    }
+
+    /// The group is not led here any more.
+    pub(crate) fn drop_transfers_of(&mut self, group: GroupId) {
+        self.end_transfers_where(|transfer| transfer.group == group);
+    }
+
+    /// The receiver is out of reach.
+    pub(crate) fn drop_transfers_to(&mut self, node: NodeId) {
+        self.end_transfers_where(|transfer| transfer.node == node);
+    }
+
+    /// Gives up on transfers that do not move.
+    pub(crate) fn expire_transfers(&mut self, now: Instant) {
+        self.end_transfers_where(|transfer| now.saturating_since(transfer.progress_at) > TRANSFER_TIMEOUT);
+    }
+
+    pub(crate) fn handle_snapshot_chunk(&mut self, from: NodeId, message: PeerMessage, now: Now) {
+        let PeerMessage::SnapshotChunk { group, from: sender, to, transfer, number, bytes, finish } = message else { return };
+        let key = ReplicaKey { group, replica: to };
+        let refusal = PeerMessage::SnapshotTaken { group, transfer, number, accepted: false };
+        if !self.ensure_replica(key, from, now) {
+            return self.send(from, refusal);
+        }
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        replica.senders.insert(sender, from);
+        if replica.install.is_some() {
+            return self.send(from, refusal);
+        }
+        let first = number == 0;
+        if first {
+            if let Some(abandoned) = replica.incoming.take() {
+                self.out.store.push(StoreJob::AbortInstall { replica: key, generation: abandoned.generation });
+            }
+            let generation = replica.next_generation;
+            replica.next_generation += 1;
+            replica.incoming = Some(Incoming { from, transfer, next_number: 0, generation, finish: None, complete: None });
+        }
+        let Some(incoming) = replica.incoming.as_mut().filter(|i| i.from == from && i.transfer == transfer && i.next_number == number)
+        else {
+            return self.send(from, refusal);
+        };
+        incoming.next_number += 1;
+        incoming.finish = finish;
+        let generation = incoming.generation;
+        self.out.store.push(StoreJob::InstallRows { replica: key, generation, first, chunk: bytes });
+    }
+
+    pub(crate) fn handle_snapshot_rows(&mut self, key: ReplicaKey, generation: u32, accepted: bool, now: Now) {
+        let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { return };
+        let Some(incoming) = replica.incoming.as_mut().filter(|incoming| incoming.generation == generation) else { return };
+        let taken =
+            PeerMessage::SnapshotTaken { group: key.group, transfer: incoming.transfer, number: incoming.next_number - 1, accepted };
+        let from = incoming.from;
+        let finish = incoming.finish.take();
+        if !accepted {
+            replica.incoming = None;
+            self.out.store.push(StoreJob::AbortInstall { replica: key, generation });
+            return self.send(from, taken);
+        }
+        if let Some((message, state)) = finish {
+            incoming.complete = ReplicaState::decode(state).ok();
+            let stepped = incoming.complete.is_some() && replica.group.step(*message).is_ok();
+            if stepped {
+                self.take_readies(key.group, now);
+            }
+            self.dirty.insert(key.group);
+            // Raft may have had no use for it: the replica caught up in the meantime.
+            if let Some(replica) = self.replicas.get_mut(&key.group)
+                && let Some(unused) = replica.incoming.take()
+            {
+                self.out.store.push(StoreJob::AbortInstall { replica: key, generation: unused.generation });
+            }
+        }
+        self.send(from, taken);
+    }
+}
+
+/// What a transfer is chosen by when it must end.
+struct TransferView {
+    group: GroupId,
+    node: NodeId,
+    progress_at: Instant,
+}
