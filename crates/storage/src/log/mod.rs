@@ -290,21 +290,26 @@ impl<D: Disk> RaftLog<D> {
         let offset = u64::from(self.position);
         let written = self.disk.write_at(&self.newest().file, offset, &self.buffer);
         if let Err(error @ DiskError::Full { .. }) = written {
-            // Part of the batch may be there. It must not count, so its header is erased; if even that
-            // cannot be done, there is no knowing what the next recovery finds.
+            // Part of the batch may be there. It must not count, so its header is erased. If even that
+            // cannot be done, what is there decides: a part never verifies, and the next batch is
+            // written over it; and if only zeros were missing, on a file of zeros, all of it is there.
             let erased = self.disk.write_at(&self.newest().file, offset, &[0; BATCH_HEADER_BYTES as usize]);
-            let untouched = || self.is_untouched(offset);
-            self.is_poisoned |= erased.is_err() && !untouched();
+            if erased.is_err() {
+                let read = self.is_whole(offset);
+                if self.guard(read)? {
+                    return Ok(());
+                }
+            }
             return Err(LogError::of(error));
         }
         self.guard(written)
     }
 
-    /// Whether no batch verifies at `offset`: then the next write there finishes off whatever is left.
-    fn is_untouched(&self, offset: u64) -> bool {
+    /// Whether what lies at `offset` is the buffer.
+    fn is_whole(&self, offset: u64) -> Result<bool, DiskError> {
         let mut bytes = vec![0; self.buffer.len()];
-        let read = self.disk.read_at(&self.newest().file, offset, &mut bytes);
-        read.is_ok() && segment::check_batch(&bytes, offset as u32, offset as u32, self.number()).is_err()
+        self.disk.read_at(&self.newest().file, offset, &mut bytes)?;
+        Ok(bytes == self.buffer)
     }
 
     fn sync_newest(&mut self) -> Result<(), LogError> {

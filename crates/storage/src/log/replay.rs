@@ -271,11 +271,13 @@ impl Replay {
     /// All segments are read: says whom each damage concerns.
     pub(super) fn conclude(&mut self, oldest: &str) -> Result<(), LogError> {
         let keys: Vec<ReplicaKey> = self.state.replicas.keys().copied().collect();
+        // What is noted below says whom losses concern; it is no further damage.
+        let found = self.damage.len();
         for key in keys {
             let replica = self.state.replicas.get_mut(&key).expect("it was listed");
-            if self.lossy[replica.cleared..].contains(&true) {
+            if self.lossy[replica.cleared..found].contains(&true) {
                 let from = replica.suspects.as_ref().map_or(replica.cleared, |range| range.start);
-                replica.suspects = Some(from..self.damage.len());
+                replica.suspects = Some(from..found);
                 replica.lost = true;
             }
             if !replica.lost && !replica.is_missing_entries() {
