@@ -413,6 +413,17 @@ impl Live {
     }
 }
 
+/// How many keys and bytes a present key counts for.
+fn size_of(key: &Key, head: Option<KeyHead>) -> (u64, u64) {
+    head.map_or((0, 0), |head| (1, key.as_bytes().len() as u64 + u64::from(head.value_bytes)))
+}
+
+fn count_down(count: u64, by: u64) -> Result<u64, EntryError> {
+    let short =
+        || EntryError::Stop(StopReason::Damaged(format!("the state counts {count} where at least {by} are: it is not that of these rows")));
+    count.checked_sub(by).ok_or_else(short)
+}
+
 /// The parts of the applier that work on one group's entries.
 struct Work<'a, S> {
     store: &'a S,
@@ -473,14 +484,9 @@ impl<S: StateStore> Work<'_, S> {
         let head = KeyHead::of_value(version, value);
         let state = &mut live.state;
         state.hash = self.writer.put_key(&live.prefix, &key, head, value, before, state.hash);
-        match before {
-            Some(before) => state.bytes -= u64::from(before.value_bytes),
-            None => {
-                state.keys += 1;
-                state.bytes += key.as_bytes().len() as u64;
-            }
-        }
-        state.bytes += u64::from(head.value_bytes);
+        let (keys, bytes) = size_of(&key, before);
+        state.keys = count_down(state.keys, keys)? + 1;
+        state.bytes = count_down(state.bytes, bytes)? + key.as_bytes().len() as u64 + u64::from(head.value_bytes);
         self.remember(key, Some(head));
         Ok(MutationResult::Put { version, created: before.is_none() })
     }
@@ -496,8 +502,9 @@ impl<S: StateStore> Work<'_, S> {
         live.next_version();
         let state = &mut live.state;
         state.hash = self.writer.delete_key(&live.prefix, &key, before, state.hash);
-        state.keys -= 1;
-        state.bytes -= key.as_bytes().len() as u64 + u64::from(before.value_bytes);
+        let (keys, bytes) = size_of(&key, Some(before));
+        state.keys = count_down(state.keys, keys)?;
+        state.bytes = count_down(state.bytes, bytes)?;
         self.remember(key, None);
         Ok(MutationResult::Deleted { deleted: true })
     }

@@ -101,8 +101,18 @@ impl SimulatedStore {
     /// # Panics
     /// If there are not that many.
     pub fn crash_keeping(&self, count: usize) -> SimulatedStore {
-        let mut inner = self.inner();
-        inner.failed = Some("the node has crashed");
+        let survivor = self.survivor(count);
+        self.inner().failed = Some("the node has crashed");
+        survivor
+    }
+
+    /// What a crash now would leave, with exactly `count` of the batches written since the last
+    /// persist; this store goes on.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    pub fn survivor(&self, count: usize) -> SimulatedStore {
+        let inner = self.inner();
         let mut rows = inner.durable.clone();
         for batch in &inner.pending[..count] {
             apply(&mut rows, batch.writes());
