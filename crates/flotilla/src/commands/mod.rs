@@ -1,0 +1,117 @@
+//! The commands, one file each, and what they share: endpoints, output, errors.
+
+mod bench;
+mod cluster;
+mod del;
+mod demo;
+mod get;
+mod not_built;
+mod put;
+
+use clap::{Args, Subcommand};
+use flotilla::client::{Answer, Ask, Client, Endpoint};
+use flotilla::text::{encode_key, parse_duration};
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a local cluster in one command; Ctrl-C stops it.
+    Demo(demo::DemoArgs),
+    /// Print the value of a key; exits 3 if there is no such key.
+    Get(get::GetArgs),
+    /// Write a key.
+    Put(put::PutArgs),
+    /// Delete a key.
+    Del(del::DelArgs),
+    /// Look at the cluster: nodes, shards, where a key lies.
+    Cluster(cluster::ClusterArgs),
+    /// Generate load and print latency percentiles.
+    Bench(Box<bench::BenchArgs>),
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub(crate) enum CommandError {
+    /// It was asked wrongly, or for what is not built: exit code 2.
+    Usage(String),
+    /// It failed: exit code 1.
+    Failed(anyhow::Error),
+}
+
+/// Which cluster.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Target {
+    /// HTTP APIs of the cluster's nodes; any will do, the next is tried if one does not answer.
+    #[arg(long, value_name = "URL,URL", env = "FLOTILLA_ENDPOINT", value_delimiter = ',', default_value = "http://127.0.0.1:7070")]
+    pub(crate) endpoint: Vec<Endpoint>,
+    /// How long a request may take.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    pub(crate) timeout: Duration,
+}
+
+impl Command {
+    pub(crate) fn run(self) -> Result<ExitCode, CommandError> {
+        match self {
+            Command::Demo(args) => block_on(args.run()),
+            Command::Get(args) => block_on(args.run()),
+            Command::Put(args) => block_on(args.run()),
+            Command::Del(args) => block_on(args.run()),
+            Command::Cluster(args) => block_on(args.run()),
+            Command::Bench(args) => block_on(args.run()),
+            Command::Other(words) => Err(not_built::refuse(&words)),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for CommandError {
+    fn from(error: E) -> CommandError {
+        CommandError::Failed(error.into())
+    }
+}
+
+impl Target {
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.endpoint.clone(), self.timeout)
+    }
+
+    /// The path of a key, with the time the server may take.
+    pub(crate) fn key_path(&self, route: &str, key: &OsStr) -> Result<String, CommandError> {
+        if key.is_empty() || key.len() > flotilla_types::KEY_BYTES_MAX {
+            return Err(CommandError::Usage(format!("a key has 1 to {} bytes, this one has {}", flotilla_types::KEY_BYTES_MAX, key.len())));
+        }
+        // The server bounds requests to a minute.
+        let milliseconds = self.timeout.as_millis().clamp(1, 60_000);
+        Ok(format!("{route}/{}?timeout={milliseconds}ms", encode_key(key.as_bytes())))
+    }
+
+    /// Sends a request that either succeeds or fails with the server's reason.
+    pub(crate) async fn send(&self, ask: &Ask) -> Result<Answer, CommandError> {
+        let answer = self.client().send(ask).await?;
+        if answer.is_success() { Ok(answer) } else { Err(CommandError::Failed(anyhow::anyhow!("{}", answer.problem()))) }
+    }
+}
+
+fn block_on<F: Future<Output = Result<ExitCode, CommandError>>>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+/// Writes to standard output. A reader that went away (`| head`) is no failure.
+pub(crate) fn print(bytes: &[u8]) -> Result<(), CommandError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard output.
+pub(crate) fn print_line(line: &str) -> Result<(), CommandError> {
+    print(format!("{line}\n").as_bytes())
+}

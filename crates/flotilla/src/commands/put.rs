@@ -1,0 +1,57 @@
+//! `flotilla put KEY VALUE`: writes a key and prints the version it has now.
+
+use super::{CommandError, Target, print_line};
+use anyhow::Context;
+use clap::Args;
+use flotilla::client::Ask;
+use hyper::Method;
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Args, Debug)]
+pub(crate) struct PutArgs {
+    key: OsString,
+    /// The value; `-` reads it from standard input.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    value: Option<OsString>,
+    /// Read the value from a file.
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Write only if this is the key's version.
+    #[arg(long, value_name = "VERSION", conflicts_with = "if_absent")]
+    if_version: Option<u64>,
+    /// Write only if there is no such key.
+    #[arg(long)]
+    if_absent: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+impl PutArgs {
+    pub(super) async fn run(self) -> Result<ExitCode, CommandError> {
+        let path = self.target.key_path("/v1/kv", &self.key)?;
+        let value = match (&self.file, self.value) {
+            (Some(file), _) => std::fs::read(file).with_context(|| format!("reading {}", file.display()))?,
+            (None, Some(value)) if value != "-" => value.into_vec(),
+            _ => {
+                let mut value = Vec::new();
+                std::io::stdin().read_to_end(&mut value).context("reading standard input")?;
+                value
+            }
+        };
+        let mut ask = Ask::new(Method::PUT, path).body(value);
+        if let Some(version) = self.if_version {
+            ask = ask.header("if-match", format!("\"{version}\""));
+        }
+        if self.if_absent {
+            ask = ask.header("if-none-match", "*");
+        }
+        let answer = self.target.send(&ask).await?;
+        let version = answer.headers.get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'));
+        print_line(version.context("the server gave no version")?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

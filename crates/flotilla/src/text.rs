@@ -1,0 +1,81 @@
+//! How durations and keys are written on a command line and in a URL.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use std::time::Duration;
+
+/// What may stand as itself in the path of a key: the unreserved characters of RFC 3986, and `/`.
+const KEY_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+/// A key as it stands in a URL's path.
+pub fn encode_key(key: &[u8]) -> String {
+    // A path segment of dots alone is taken away by clients and proxies that tidy paths.
+    if key.split(|&byte| byte == b'/').any(|segment| segment == b"." || segment == b"..") {
+        return percent_encode(key, KEY_IN_PATH).to_string().replace('.', "%2E");
+    }
+    percent_encode(key, KEY_IN_PATH).to_string()
+}
+
+/// Reads `150ms`, `30s`, `5m`, `1h`; a bare number is seconds.
+///
+/// # Errors
+/// What is wrong with `text`, in words.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration: give a number with ms, s, m or h, such as 30s");
+    let (digits, seconds) = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)]
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
+        .unwrap_or((text, 1.0));
+    let number: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
+}
+
+/// A duration as people write it: `1.5 s`, `12.3 ms`, `450 µs`.
+pub fn show_duration(duration: Duration) -> String {
+    match duration.as_secs_f64() {
+        seconds if seconds >= 1.0 => format!("{seconds:.2} s"),
+        seconds if seconds >= 0.001 => format!("{:.2} ms", seconds * 1e3),
+        seconds => format!("{:.0} µs", seconds * 1e6),
+    }
+}
+
+/// Standard base64 with padding (RFC 4648), as JSON gateways want bytes.
+pub fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().enumerate().fold(0u32, |group, (i, &byte)| group | u32::from(byte) << (16 - 8 * i));
+        for i in 0..4 {
+            let sextet = (group >> (18 - 6 * i)) & 63;
+            out.push(if i <= chunk.len() { char::from(ALPHABET[sextet as usize]) } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive_a_path() {
+        assert_eq!(encode_key(b"a/b c?d#e%f"), "a/b%20c%3Fd%23e%25f");
+        assert_eq!(encode_key(b"\xff\0"), "%FF%00");
+        assert_eq!(encode_key(b"a/../b"), "a/%2E%2E/b");
+        assert_eq!(encode_key(b"a..b"), "a..b");
+    }
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        assert_eq!(parse_duration("150ms"), Ok(Duration::from_millis(150)));
+        assert_eq!(parse_duration("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert!(parse_duration("soon").is_err() && parse_duration("-1s").is_err() && parse_duration("").is_err());
+    }
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        for (text, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(text.as_bytes()), coded);
+        }
+    }
+}
