@@ -58,18 +58,9 @@ impl Identity {
         out.write_bytes(&self.control);
         out.write_bool(self.genesis.is_some());
         if let Some(genesis) = &self.genesis {
-            let state = ControlState::genesis(
-                self.cluster.unwrap_or(ClusterId(0)),
-                self.node,
-                genesis.profile.clone(),
-                genesis.shards,
-                genesis.replicas,
-            );
             out.put_u32_le(genesis.shards);
             out.put_u32_le(genesis.replicas);
-            // The profile travels inside a control state without groups, which has an encoding.
-            let profile_only = ControlState { groups: std::collections::BTreeMap::new(), ..state };
-            out.write_bytes(&profile_only.encode());
+            genesis.profile.encode(&mut out);
         }
         out.freeze()
     }
@@ -91,9 +82,7 @@ impl Identity {
         let control = reader.bytes("control copy")?;
         let genesis = if reader.bool("genesis")? {
             let (shards, replicas) = (reader.u32("shards")?, reader.u32("replicas")?);
-            let state = ControlState::decode(reader.bytes("genesis")?)?;
-            let record = state.nodes.get(&node).ok_or(DecodeError::Invalid("genesis node", node.0))?;
-            Some(Genesis { shards, replicas, profile: record.profile.clone() })
+            Some(Genesis { shards, replicas, profile: NodeProfile::decode(&mut reader)? })
         } else {
             None
         };
@@ -142,4 +131,31 @@ pub fn genesis_membership(state: &ControlState, group: GroupId) -> Option<(Repli
     let record = state.groups.get(&group)?;
     let voter: &Member = record.voters.first()?;
     Some((voter.replica, Membership::of_voters([*voter])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Formats;
+
+    #[test]
+    fn an_identity_is_read_back() {
+        let profile = NodeProfile {
+            name: "n1".to_owned(),
+            http: Some("127.0.0.1:1".to_owned()),
+            peer: "127.0.0.1:2".to_owned(),
+            resp: None,
+            zone: "a".to_owned(),
+            weight: 1,
+            formats: Formats { min: FORMAT, max: FORMAT },
+        };
+        let fresh = Identity::new(NodeId(7), "n1".to_owned());
+        let (created, batch) = genesis(fresh.clone(), ClusterId(9), profile, 4, 3);
+        assert_eq!(batch.records.len(), 1 + 5, "the identity, the control group and four shards");
+        let state = created.genesis_state().expect("it created a cluster");
+        let (member, _) = joined(fresh.clone(), &state);
+        for identity in [fresh, created, member] {
+            assert_eq!(Identity::decode(identity.encode()), Ok(identity));
+        }
+    }
 }

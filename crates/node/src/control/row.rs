@@ -238,6 +238,18 @@ pub fn decode_rows(bytes: Bytes) -> Result<Vec<(RowKey, Bytes)>, DecodeError> {
     Ok(rows)
 }
 
+impl NodeProfile {
+    /// Appends the encoding, as in a node's row.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        put_profile(out, self);
+    }
+
+    /// Reads what [`NodeProfile::encode`] wrote.
+    pub(crate) fn decode(reader: &mut Reader) -> Result<NodeProfile, DecodeError> {
+        get_profile(reader)
+    }
+}
+
 pub(super) fn put_profile(out: &mut BytesMut, profile: &NodeProfile) {
     out.write_bytes(profile.name.as_bytes());
     put_optional_text(out, profile.http.as_deref());
