@@ -262,7 +262,8 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
         let header_huge = format!("X: {}", "x".repeat(90_000));
         let many: Vec<String> = (0..120).map(|n| format!("X-{n}: 1")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let table: &[(&str, &str, &[&str], &str, u16, &str)] = &[
+        type Row<'a> = (&'a str, &'a str, &'a [&'a str], &'a str, u16, &'a str);
+        let table: &[Row<'_>] = &[
             ("PUT", "/v1/kv/", &[], "v", 400, "key_empty"),
             ("GET", "/v1/kv/", &[], "", 400, "key_empty"),
             ("DELETE", "/v1/kv/", &[], "", 400, "key_empty"),

@@ -1,7 +1,7 @@
 //! Bodies: the answer's, one piece of bytes; and the reading of a request's, bounded in size, in time
 //! and over all connections.
 
-use super::door::{ConnectionState, DoorState, Phase, Verdict};
+use super::door::{ConnectionState, DoorState, Phase, Reservation, Verdict};
 use super::options::HttpOptions;
 use bytes::{Bytes, BytesMut};
 use flotilla_api::{ErrorCode, Problem};
@@ -12,8 +12,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-use super::door::Reservation;
 
 /// Up to here a body is copied out of hyper's read buffer, so that a stored value does not keep a whole
 /// buffer alive; beyond, the copy would cost more than the rest of the buffer.

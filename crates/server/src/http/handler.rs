@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::backend::Backend;
 use super::body::{AnswerBody, read_body};
-use super::door::{ConnectionState, Door, Phase};
+use super::door::{ConnectionState, Door, Phase, Reservation};
 use super::join;
 use super::route::Route;
 use crate::metrics::{self, Exposition, add, increment};
@@ -180,7 +180,7 @@ impl<B: Backend> Exchange<'_, B> {
         Ok(Condition { if_match: parse_if_match(fields(IF_MATCH))?, if_none_match: parse_if_none_match(fields(IF_NONE_MATCH))? })
     }
 
-    async fn read_body(&self, body: Incoming, bytes_max: usize, timeout: Duration) -> Result<(Bytes, super::door::Reservation), Problem> {
+    async fn read_body(&self, body: Incoming, bytes_max: usize, timeout: Duration) -> Result<(Bytes, Reservation), Problem> {
         let read = read_body(body, bytes_max, timeout, &self.door.shared, self.connection, &self.door.options).await;
         self.connection.phase.set(Phase::Node);
         if let Ok((bytes, _)) = &read {
