@@ -214,7 +214,6 @@ impl<S: StateStore> Applier<S> {
     ///
     /// # Errors
     /// If the store cannot be read.
-    #[expect(clippy::type_complexity, reason = "the applier and what it found")]
     pub fn open(store: S, faults: StateMachineFaults) -> Result<(Applier<S>, BTreeMap<ReplicaKey, ReplicaState>), ApplyError> {
         let super::generation::Found { mut replicas, dead, damaged } = super::generation::read_states(&store)?;
         if faults.apply_twice_after_restart {

@@ -10,12 +10,11 @@
 //! The engine cuts a damaged tail of its journal in silence. This is caught one level up: the
 //! applied index then lies below what the Raft log was purged up to, or the log applies it again.
 
-use super::{RowWrite, StateStore, StoreError, StoreView, WriteBatch};
+use super::{RowVisitor, RowWrite, StateStore, StoreError, StoreView, WriteBatch};
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable, Snapshot};
 use flotilla_types::ByteSize;
 use std::io::{self, ErrorKind};
-use std::ops::ControlFlow;
 use std::path::Path;
 
 /// The one keyspace.
@@ -119,7 +118,7 @@ impl StoreView for EngineView {
         self.snapshot.get(&self.rows, key).map(|value| value.map(Bytes::from)).map_err(|error| store_error("reading a row", error))
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError> {
         if from >= to {
             return Ok(());
         }

@@ -97,6 +97,9 @@ pub trait StateStore: Clone + Send + Sync + 'static {
     fn disk_bytes(&self) -> u64;
 }
 
+/// Is shown a row's key and value, and says whether to go on.
+pub type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// A consistent, unmoving view of a store.
 pub trait StoreView: Send + 'static {
     /// The value of a row in this view.
@@ -109,7 +112,7 @@ pub trait StoreView: Send + 'static {
     ///
     /// # Errors
     /// If a row cannot be read or is damaged.
-    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StoreError>;
+    fn scan(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError>;
 }
 
 impl WriteBatch {

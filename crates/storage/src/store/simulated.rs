@@ -4,12 +4,11 @@
 //! at or after the last persist, as the seed decides. A failed write leaves it failed, and its batch
 //! may yet be found after the crash. Stalls are only a flag: the simulation itself holds back the job.
 
-use super::{RowWrite, StateStore, StoreError, StoreView, WriteBatch};
+use super::{RowVisitor, RowWrite, StateStore, StoreError, StoreView, WriteBatch};
 use bytes::Bytes;
 use flotilla_types::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 type Rows = BTreeMap<Bytes, Bytes>;
@@ -234,7 +233,7 @@ impl StoreView for SimulatedView {
         Ok(self.0.get(key).cloned())
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError> {
         if from >= to {
             return Ok(());
         }
