@@ -1,0 +1,290 @@
+//! Links: the connections between this node and the others.
+//!
+//! Each node dials each other node for what it sends itself, so a connection carries messages one way
+//! only, from the node that dialed. That needs no rule for two nodes that dial each other at once, and
+//! each side keeps and bounds what it sends by itself. Per peer there is a main connection, kept up
+//! always, and a bulk connection for snapshots' rows, dialed when there are some and closed when idle.
+//!
+//! A link is up while both main connections, ours and the peer's, are. Every connection that replaces
+//! or ends another takes the link down first: the node then knows that messages may be lost.
+//!
+//! - [`frame`]: messages to bytes and back; [`handshake`]: who may talk to whom;
+//! - [`outgoing`]: dialing and sending; [`incoming`]: listening and receiving;
+//! - [`socket`]: socket options.
+//!
+//! What the links leave out: encryption and authentication (nodes off loopback need `--insecure`).
+
+pub mod frame;
+pub mod handshake;
+mod incoming;
+mod outgoing;
+mod socket;
+
+pub use incoming::listen;
+pub use socket::bind;
+
+use crate::mailbox::Inbox;
+use flotilla_node::event::Event;
+use flotilla_node::message::{Channel, PeerMessage};
+use flotilla_node::request::{Failure, FailureReason, Reply};
+use flotilla_types::{ByteSize, ClusterId, NodeId, Rng};
+use outgoing::Outgoing;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// What the links of a node are given.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// How much may wait to be sent to one peer, on each of its two connections.
+    pub buffer_bytes_max: ByteSize,
+    /// How many connections of other nodes are accepted.
+    pub connections_max: usize,
+    /// How long a handshake may take.
+    pub handshake_time_max: Duration,
+    /// How long dialing may take.
+    pub connect_time_max: Duration,
+}
+
+impl LinkOptions {
+    /// The usual settings.
+    pub fn new(node: NodeId, cluster: ClusterId) -> LinkOptions {
+        LinkOptions {
+            node,
+            cluster,
+            buffer_bytes_max: ByteSize(64 << 20),
+            connections_max: 512,
+            handshake_time_max: Duration::from_secs(5),
+            connect_time_max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Plain counters of the links, for metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkStats {
+    /// Bytes written to peers.
+    pub bytes_sent: u64,
+    /// Bytes read from peers.
+    pub bytes_received: u64,
+    /// Messages queued for peers.
+    pub messages_sent: u64,
+    /// Messages read from peers.
+    pub messages_received: u64,
+    /// Messages not sent because the link was down or its buffer full.
+    pub messages_dropped: u64,
+    /// Write system calls.
+    pub writes: u64,
+    /// Read system calls.
+    pub reads: u64,
+    /// Handshakes refused by this node.
+    pub refused: u64,
+}
+
+/// All links of a node. Clones share them.
+#[derive(Clone)]
+pub struct Links(Rc<Shared>);
+
+struct Shared {
+    options: LinkOptions,
+    inbox: Rc<Inbox>,
+    peers: RefCell<BTreeMap<NodeId, Peer>>,
+    incoming: RefCell<BTreeMap<(NodeId, u8), incoming::Current>>,
+    /// Peers with something to send since the last flush.
+    dirty: RefCell<BTreeSet<NodeId>>,
+    rng: RefCell<Rng>,
+    incarnation: u64,
+    connection_number: Cell<u64>,
+    accepted: Cell<usize>,
+    said: RefCell<BTreeMap<String, Instant>>,
+    stats: Cell<LinkStats>,
+}
+
+struct Peer {
+    main: Outgoing,
+    bulk: Outgoing,
+    /// What the node was last told.
+    told: Told,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Up,
+    Down { refused: bool },
+}
+
+/// A refusal is told again after this long.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// How many different refusals are remembered.
+const SAID_MAX: usize = 256;
+
+impl Links {
+    /// No links yet. What arrives goes into `inbox`.
+    pub(crate) fn new(options: LinkOptions, inbox: Rc<Inbox>, mut rng: Rng) -> Links {
+        let incarnation = rng.next_u64();
+        Links(Rc::new(Shared {
+            options,
+            inbox,
+            peers: RefCell::default(),
+            incoming: RefCell::default(),
+            dirty: RefCell::default(),
+            rng: RefCell::new(rng),
+            incarnation,
+            connection_number: Cell::new(0),
+            accepted: Cell::new(0),
+            said: RefCell::default(),
+            stats: Cell::default(),
+        }))
+    }
+
+    /// Links with exactly these peers from now on.
+    pub fn set_peers(&self, wanted: Vec<(NodeId, String)>) {
+        let wanted: BTreeMap<NodeId, String> = wanted.into_iter().filter(|(node, _)| *node != self.0.options.node).collect();
+        let mut peers = self.0.peers.borrow_mut();
+        peers.retain(|node, _| wanted.contains_key(node));
+        for (node, address) in wanted {
+            if let Some(peer) = peers.get(&node) {
+                peer.main.set_address(&address);
+                peer.bulk.set_address(&address);
+            } else {
+                let dial = |channel| Outgoing::start(self, node, channel, &address);
+                peers.insert(node, Peer { main: dial(Channel::Main), bulk: dial(Channel::Bulk), told: Told::Nothing });
+            }
+        }
+    }
+
+    /// Queues a message. If it cannot be sent, a forwarded request is refused back to the node and a
+    /// snapshot given up; everything else is dropped, as Raft expects of a network.
+    pub fn send(&self, to: NodeId, message: &PeerMessage) {
+        let queued = self.0.peers.borrow().get(&to).is_some_and(|peer| {
+            let limit = self.0.options.buffer_bytes_max.0;
+            match message.channel() {
+                Channel::Main => peer.main.push(message, limit),
+                Channel::Bulk => peer.bulk.push(message, limit),
+            }
+        });
+        if queued {
+            self.count(|stats| stats.messages_sent += 1);
+            self.0.dirty.borrow_mut().insert(to);
+        } else {
+            self.count(|stats| stats.messages_dropped += 1);
+            self.refuse(to, message);
+        }
+    }
+
+    /// Writes what was queued: one system call a peer, unless the socket is full.
+    pub fn flush(&self) {
+        let peers = self.0.peers.borrow();
+        while let Some(node) = { self.0.dirty.borrow_mut().pop_first() } {
+            if let Some(peer) = peers.get(&node) {
+                peer.main.flush(self);
+                peer.bulk.flush(self);
+            }
+        }
+    }
+
+    /// Ends all connections, for good if nobody listens any more.
+    pub fn close(&self) {
+        self.0.peers.borrow_mut().clear();
+        for current in self.0.incoming.borrow().values() {
+            current.end();
+        }
+    }
+
+    /// What the links counted.
+    pub fn stats(&self) -> LinkStats {
+        self.0.stats.get()
+    }
+
+    /// How many bytes wait to be sent to a peer.
+    pub fn pending_bytes(&self, peer: NodeId) -> usize {
+        self.0.peers.borrow().get(&peer).map_or(0, |peer| peer.main.pending_bytes() + peer.bulk.pending_bytes())
+    }
+
+    fn count(&self, change: impl FnOnce(&mut LinkStats)) {
+        let mut stats = self.0.stats.get();
+        change(&mut stats);
+        self.0.stats.set(stats);
+    }
+
+    /// Tells the node, as its peer would, that a message went nowhere.
+    fn refuse(&self, to: NodeId, message: &PeerMessage) {
+        let answer = match message {
+            PeerMessage::Forward(forward) => {
+                let detail = format!("the link to node {to}, which leads the shard, is down or full; try again");
+                PeerMessage::Reply {
+                    id: forward.id,
+                    reply: Reply::Failed(Failure::not_applied(FailureReason::Overloaded, detail)),
+                    leader: None,
+                }
+            }
+            PeerMessage::SnapshotChunk { group, transfer, number, .. } => {
+                PeerMessage::SnapshotTaken { group: *group, transfer: *transfer, number: *number, accepted: false }
+            }
+            _ => return,
+        };
+        self.0.inbox.push(Event::Messages { from: to, messages: vec![answer] });
+    }
+
+    /// A main connection came up or went down: tells the node what changed.
+    fn main_changed(&self, node: NodeId, refused: bool) {
+        let incoming = self.0.incoming.borrow().contains_key(&(node, incoming::channel_number(Channel::Main)));
+        let mut peers = self.0.peers.borrow_mut();
+        let Some(peer) = peers.get_mut(&node) else { return };
+        let up = incoming && peer.main.is_connected();
+        let tell = match (peer.told, up) {
+            (Told::Up, true) => return,
+            (_, true) => Told::Up,
+            (Told::Up, false) => Told::Down { refused },
+            // That the process is gone may only be learnt after the link broke.
+            (Told::Nothing | Told::Down { refused: false }, false) if refused => Told::Down { refused },
+            (_, false) => return,
+        };
+        peer.told = tell;
+        drop(peers);
+        match tell {
+            Told::Up => tracing::info!(peer = %node, "link up"),
+            Told::Down { refused } => tracing::info!(peer = %node, refused, "link down"),
+            Told::Nothing => {}
+        }
+        self.0.inbox.push(match tell {
+            Told::Down { refused } => Event::LinkDown { peer: node, refused },
+            _ => Event::LinkUp { peer: node },
+        });
+    }
+
+    /// The peer has just dialed us: it is there, so dial it now.
+    fn dial_now(&self, node: NodeId) {
+        if let Some(peer) = self.0.peers.borrow().get(&node) {
+            peer.main.dial_now();
+        }
+    }
+
+    fn next_number(&self) -> u64 {
+        let number = self.0.connection_number.get() + 1;
+        self.0.connection_number.set(number);
+        number
+    }
+
+    /// Puts a warning into the traces unless the same was said lately.
+    fn say_once(&self, line: String) {
+        let mut said = self.0.said.borrow_mut();
+        let now = Instant::now();
+        if said.get(&line).is_some_and(|at| now - *at < SAY_AGAIN_AFTER) {
+            return;
+        }
+        if said.len() >= SAID_MAX {
+            said.retain(|_, at| now - *at < SAY_AGAIN_AFTER);
+        }
+        tracing::warn!("{line}");
+        if said.len() < SAID_MAX {
+            said.insert(line, now);
+        }
+    }
+}

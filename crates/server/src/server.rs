@@ -1,0 +1,411 @@
+//! Starting a node, running it and ending it. Start-up reads top to bottom as the list of its parts.
+
+use crate::clock::Clock;
+use crate::config::{Limits, ServerConfig};
+use crate::data_dir::{self, DataDir, DataDirError};
+use crate::driver::Driver;
+use crate::error::chain;
+use crate::handle::{DoorLimits, DriverStats, NodeHandle, Shared};
+use crate::http::{self, HttpOptions};
+use crate::join::{self, JoinError};
+use crate::mailbox::{Inbox, Mailbox};
+use crate::peer::{self, LinkOptions, Links};
+use crate::threads::{LogThread, Readers, StoreThread};
+use flotilla_node::boot::{self, Identity};
+use flotilla_node::control::{Formats, NodeProfile};
+use flotilla_node::event::Event;
+use flotilla_node::request::{JoinRequest, Reply, Request};
+use flotilla_node::store_worker::StoreWorker;
+use flotilla_node::{Node, NodeConfig, StartError};
+use flotilla_storage::disk::{DiskError, FileDisk};
+use flotilla_storage::log::{LogBatch, LogError, LogOptions, RaftLog, Recovered};
+use flotilla_storage::store::{EngineOptions, EngineStore, StoreError};
+use flotilla_types::{ClusterId, NodeId};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+/// How long an ending node may take to hand its leaders over and answer what is under way.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often it looks whether it has.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Between two attempts to tell the cluster a changed address.
+const INTRODUCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A node that has started.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Where it serves HTTP.
+    pub http: SocketAddr,
+    /// Where other nodes reach it.
+    pub peer: SocketAddr,
+    /// How it came to be a member.
+    pub birth: Birth,
+}
+
+/// How a node came to be a member of its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Birth {
+    /// It has just created the cluster.
+    Created,
+    /// It has just joined.
+    Joined,
+    /// It was one before.
+    Restarted,
+}
+
+/// Why a node could not start, or had to end. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A port cannot be had.
+    #[error("cannot listen on {setting} {address}: {reason}")]
+    Bind {
+        /// The flag.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What is in the way.
+        reason: String,
+    },
+    /// The data-dir cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The disk under the log cannot be used.
+    #[error("{}", chain(.0))]
+    Disk(DiskError),
+    /// The Raft log cannot be opened or written.
+    #[error("the raft log cannot be used: {}", chain(.0))]
+    Log(LogError),
+    /// The state store cannot be opened.
+    #[error("the state store cannot be used: {0}")]
+    Store(String),
+    /// The data-dir belongs to another node or cluster than it is to.
+    #[error("{0}")]
+    Mismatch(String),
+    /// No cluster took the node in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// Log and store do not make a node.
+    #[error("data-dir {path} cannot be started from: {reason}")]
+    Start {
+        /// The data-dir.
+        path: String,
+        /// Why.
+        reason: StartError,
+    },
+    /// The operating system refused something.
+    #[error("cannot {attempted}: {source}")]
+    System {
+        /// What.
+        attempted: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The running node had to end.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// A data-dir whose node has a cluster.
+struct Member {
+    log: RaftLog<FileDisk>,
+    recovered: Recovered,
+    identity: Identity,
+    birth: Birth,
+}
+
+/// Runs a node until `shutdown` resolves and it has ended in order. `on_started` is called once it serves.
+///
+/// It must run on a thread where tasks can be spawned locally ([`serve_blocking`] sees to that).
+///
+/// # Errors
+/// If it cannot start, or had to end: one line that names the thing and the next step.
+pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+    let (http_listener, http_address) = listen("--http-addr", config.http_addr)?;
+    let (peer_listener, peer_address) = listen("--peer-addr", config.peer_addr)?;
+    let profile = |name: &str| NodeProfile {
+        name: name.to_owned(),
+        http: Some(config.advertise_http.clone().unwrap_or_else(|| http_address.to_string())),
+        peer: config.advertise_peer.clone().unwrap_or_else(|| peer_address.to_string()),
+        resp: None,
+        zone: config.zone.clone(),
+        weight: 1,
+        formats: Formats { min: boot::FORMAT, max: boot::FORMAT },
+    };
+    let mut rng = data_dir::random().map_err(|source| ServerError::System { attempted: "read /dev/urandom", source })?;
+    let clock = Clock::default();
+
+    let data_dir = DataDir::open(&config.data_dir)?;
+    let member = become_member(&config, &data_dir, profile, &mut rng).await?;
+    let store = open_store(&config.limits, &data_dir)?;
+    let (worker, states) = StoreWorker::open(store.clone(), None).map_err(|error| ServerError::Store(chain(&error)))?;
+
+    let Member { log, recovered, identity, birth } = member;
+    let cluster = identity.cluster.expect("a member has a cluster");
+    let started = Started { name: identity.name.clone(), node: identity.node, cluster, http: http_address, peer: peer_address, birth };
+    let profile = profile(&identity.name);
+    let node = Node::start(node_config(&config.limits), identity, recovered, states, rng.fork(), clock.now())
+        .map_err(|reason| ServerError::Start { path: data_dir.path().display().to_string(), reason })?;
+
+    let wake = Arc::new(Notify::new());
+    let inbox = Rc::new(Inbox::new(Arc::clone(&wake)));
+    let mailbox = Arc::new(Mailbox::new(wake));
+    let link_options = LinkOptions { buffer_bytes_max: config.limits.link_bytes_max, ..LinkOptions::new(started.node, cluster) };
+    let links = Links::new(link_options, Rc::clone(&inbox), rng.fork());
+    let readers = Readers::start(store, &mailbox);
+    let log = LogThread::start(log, clock, Arc::clone(&mailbox));
+    let store = StoreThread::start(worker, clock, Arc::clone(&mailbox));
+    let handle = NodeHandle(Rc::new(Shared {
+        node: RefCell::new(node),
+        inbox,
+        mailbox,
+        tickets: RefCell::default(),
+        clock,
+        limits: DoorLimits { requests_max: config.limits.requests_max, request_bytes_max: usize_of(config.limits.request_bytes_max.0) },
+        links: links.clone(),
+        stats: Cell::new(DriverStats::default()),
+    }));
+    let mut driver = Driver::new(&handle, log, store, readers);
+
+    let listening = tokio::task::spawn_local(peer::listen(links.clone(), peer_listener));
+    let (close_door, door_closes) = oneshot::channel::<()>();
+    let door = http::serve(http_listener, Rc::new(handle.clone()), http_options(&config.limits), async {
+        let _ = door_closes.await;
+    });
+    let door = tokio::task::spawn_local(door);
+    let introducing = tokio::task::spawn_local(introduce(handle.clone(), profile));
+    on_started(&started);
+
+    let ended = {
+        let mut turning = pin!(driver.run());
+        tokio::select! {
+            reason = &mut turning => Err(ServerError::Fatal(reason)),
+            () = shutdown => {
+                tracing::info!("ending: handing leaders over and answering what is under way");
+                let _ = close_door.send(());
+                tokio::select! {
+                    reason = &mut turning => Err(ServerError::Fatal(reason)),
+                    () = drain(&handle, door) => Ok(()),
+                }
+            }
+        }
+    };
+    introducing.abort();
+    listening.abort();
+    links.close();
+    if ended.is_ok() {
+        // Everything that was acknowledged is in the log; this spares the next start some work.
+        driver.finish();
+    }
+    ended
+}
+
+/// Runs a node on this thread, with a runtime of its own, until a signal ends it.
+///
+/// # Errors
+/// As [`run`].
+pub fn serve_blocking(config: ServerConfig, on_started: impl FnOnce(&Started)) -> Result<(), ServerError> {
+    crate::shutdown::end_on_panic();
+    let failed = |attempted| move |source| ServerError::System { attempted, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .map_err(failed("start the runtime"))?;
+    let ended = runtime.block_on(async {
+        let asked = crate::shutdown::asked().map_err(failed("catch signals"))?;
+        run(config, on_started, asked).await
+    });
+    // A name lookup that hangs must not keep the process.
+    runtime.shutdown_background();
+    ended
+}
+
+fn listen(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServerError> {
+    let refuse = |error: io::Error| {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => "it is in use by another process; end that one or give another port".to_owned(),
+            io::ErrorKind::AddrNotAvailable => "it is not an address of this machine".to_owned(),
+            io::ErrorKind::PermissionDenied => "permission denied; ports below 1024 need privileges".to_owned(),
+            _ => error.to_string(),
+        };
+        ServerError::Bind { setting, address, reason }
+    };
+    let listener = peer::bind(address).map_err(refuse)?;
+    let bound = listener.local_addr().map_err(refuse)?;
+    Ok((listener, bound))
+}
+
+/// Opens the log; makes identity and membership if they are not there, each with one synced write.
+async fn become_member(
+    config: &ServerConfig,
+    data_dir: &DataDir,
+    profile: impl Fn(&str) -> NodeProfile,
+    rng: &mut flotilla_types::Rng,
+) -> Result<Member, ServerError> {
+    let (mut log, recovered) = open_log(&config.limits, data_dir)?;
+    let path = data_dir.path().display();
+    let (identity, is_new) = match &recovered.identity {
+        Some(bytes) => {
+            let identity = Identity::decode(bytes.clone())
+                .map_err(|error| ServerError::Mismatch(format!("data-dir {path}: the node's identity cannot be read: {error}")))?;
+            (identity, false)
+        }
+        // The log is synced before the store is made: without one, a store is what remains of a loss.
+        None if data_dir.store().exists() => {
+            return Err(ServerError::Mismatch(format!(
+                "data-dir {path} has a state store but no raft log: its log folder was removed or emptied; put it back, or start an empty data-dir with --join and --replace"
+            )));
+        }
+        None => {
+            let node = NodeId(rng.next_u64());
+            let name = config.name.clone().unwrap_or_else(|| format!("node-{:06x}", node.0 & 0xff_ffff));
+            (Identity::new(node, name), true)
+        }
+    };
+    if let Some(name) = config.name.as_ref().filter(|name| **name != identity.name) {
+        let kept = &identity.name;
+        return Err(ServerError::Mismatch(format!(
+            "data-dir {path} is that of node {kept}, not of {name}: start it with --name {kept} or without --name, or give another data-dir"
+        )));
+    }
+    if let Some(cluster) = identity.cluster {
+        if let Some((target, other)) = join::cluster_of(&config.join).await
+            && other != cluster
+        {
+            return Err(ServerError::Mismatch(format!(
+                "data-dir {path} belongs to cluster {cluster}, but {target} of --join to cluster {other}: correct --join, or give an empty data-dir to join that one"
+            )));
+        }
+        return Ok(Member { log, recovered, identity, birth: Birth::Restarted });
+    }
+    if is_new {
+        write(&mut log, &boot::new_identity(&identity))?;
+    }
+    let profile = profile(&identity.name);
+    let (batch, birth) = if config.join.is_empty() {
+        let cluster = ClusterId(u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64()));
+        let (_, batch) = boot::genesis(identity, cluster, profile, config.shards, config.replicas);
+        (batch, Birth::Created)
+    } else {
+        let request = join_request(identity.node, profile, config.replace);
+        let state = join::join(&config.join, &request, join::JOIN_TIME_MAX).await?;
+        let (_, batch) = boot::joined(identity, &state);
+        (batch, Birth::Joined)
+    };
+    write(&mut log, &batch)?;
+    // What was just written is taken up as after any restart.
+    drop(log);
+    let (log, recovered) = open_log(&config.limits, data_dir)?;
+    let identity = recovered.identity.clone().and_then(|bytes| Identity::decode(bytes).ok());
+    let identity = identity.filter(|identity| identity.cluster.is_some()).expect("what was written and synced is found again");
+    Ok(Member { log, recovered, identity, birth })
+}
+
+fn open_log(limits: &Limits, data_dir: &DataDir) -> Result<(RaftLog<FileDisk>, Recovered), ServerError> {
+    let disk = FileDisk::open(data_dir.log()).map_err(ServerError::Disk)?;
+    let usual = LogOptions::default();
+    let options = LogOptions { segment_count_max: (limits.log_bytes_max.0 / usual.segment_bytes).max(2), ..usual };
+    RaftLog::open(disk, options).map_err(|error| match error {
+        LogError::Disk(DiskError::Locked { .. }) => {
+            ServerError::Mismatch(format!("data-dir {} is in use by another process: each node needs its own", data_dir.path().display()))
+        }
+        error => ServerError::Log(error),
+    })
+}
+
+fn open_store(limits: &Limits, data_dir: &DataDir) -> Result<EngineStore, ServerError> {
+    let options = EngineOptions { cache_bytes: limits.store_cache_bytes, ..EngineOptions::default() };
+    EngineStore::open(&data_dir.store(), options).map_err(|error: StoreError| ServerError::Store(chain(&error)))
+}
+
+fn write(log: &mut RaftLog<FileDisk>, batch: &LogBatch) -> Result<(), ServerError> {
+    log.append(batch).and_then(|()| log.sync()).and_then(|()| log.seal()).map_err(ServerError::Log)
+}
+
+fn join_request(id: NodeId, profile: NodeProfile, replace: bool) -> JoinRequest {
+    JoinRequest {
+        id,
+        name: profile.name,
+        http: profile.http.unwrap_or_default(),
+        peer: profile.peer,
+        resp: profile.resp,
+        zone: profile.zone,
+        formats: (profile.formats.min, profile.formats.max),
+        replace,
+    }
+}
+
+/// Tells the cluster how this node is reached now, if that is not what it knows.
+async fn introduce(handle: NodeHandle, profile: NodeProfile) {
+    loop {
+        let known = handle.with_node(|node| {
+            let id = node.id();
+            (id, node.control().nodes.get(&id).map(|record| record.profile.clone()))
+        });
+        let (id, Some(known)) = known else { return };
+        // The weight is the cluster's affair.
+        if (NodeProfile { weight: known.weight, ..profile.clone() }) == known {
+            return;
+        }
+        let request = Request::Join(join_request(id, profile.clone(), false));
+        match handle.request(request, Duration::from_secs(5)).await {
+            Reply::Joined { .. } => tracing::info!("told the cluster this node's changed addresses"),
+            Reply::NameTaken { holder, .. } => {
+                tracing::error!("node {holder} has taken the name {} meanwhile: this node cannot tell its addresses", profile.name);
+                return;
+            }
+            other => tracing::debug!(?other, "the cluster does not take this node's addresses yet"),
+        }
+        tokio::time::sleep(INTRODUCE_INTERVAL).await;
+    }
+}
+
+/// Waits until leaders are handed over and everything under way is answered, or time is up.
+async fn drain(handle: &NodeHandle, door: tokio::task::JoinHandle<()>) {
+    handle.0.inbox.push(Event::ShutDown);
+    let deadline = Instant::now() + DRAIN_TIME_MAX;
+    // The event is only handled in the loop's next turn.
+    tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
+    let done = || handle.requests_in_flight() == 0 && handle.with_node(|node| node.has_handed_over());
+    while Instant::now() < deadline && !(done() && door.is_finished()) {
+        tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
+    }
+    door.abort();
+}
+
+fn node_config(limits: &Limits) -> NodeConfig {
+    NodeConfig {
+        requests_max: limits.requests_max,
+        request_bytes_max: usize_of(limits.request_bytes_max.0),
+        unapplied_bytes_max: usize_of(limits.unapplied_bytes_max.0),
+        ..NodeConfig::default()
+    }
+}
+
+fn http_options(limits: &Limits) -> HttpOptions {
+    HttpOptions {
+        value_bytes_max: usize_of(limits.value_bytes_max.0),
+        connections_max: limits.http_connections_max,
+        body_bytes_max: usize_of(limits.request_bytes_max.0),
+        drain_timeout: DRAIN_TIME_MAX,
+        ..HttpOptions::default()
+    }
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,111 @@
+//! Point reads. As long as they are quick they run on the loop's thread, which costs nothing beyond
+//! the read; when the disk makes them slow they go to a few threads, so that heartbeats do not wait.
+
+use super::spawn;
+use crate::job_queue::JobQueue;
+use crate::mailbox::{Mailbox, Report};
+use flotilla_node::effect::ReadJob;
+use flotilla_node::request::Reply;
+use flotilla_node::run_read;
+use flotilla_storage::store::StateStore;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Reads above this, on average, are handed over.
+const SLOW: Duration = Duration::from_micros(200);
+/// Reads below this, on average, come back.
+const QUICK: Duration = Duration::from_micros(100);
+const THREADS: usize = 2;
+
+/// Where reads are run.
+pub(crate) struct Readers<S> {
+    store: S,
+    jobs: JobQueue<ReadJob>,
+    threads: Vec<JoinHandle<()>>,
+    pace: Pace,
+}
+
+/// How quick reads are lately, and so where they run.
+#[derive(Debug, Default)]
+struct Pace {
+    average: Duration,
+    handing_over: bool,
+}
+
+impl<S: StateStore> Readers<S> {
+    /// Starts the threads.
+    pub(crate) fn start(store: S, mailbox: &Arc<Mailbox>) -> Readers<S> {
+        let jobs = JobQueue::<ReadJob>::default();
+        let threads = (0..THREADS)
+            .map(|_| {
+                let (store, jobs) = (store.clone(), jobs.clone());
+                spawn("read", Arc::clone(mailbox), move |mailbox| {
+                    while let Some(job) = jobs.take_one() {
+                        let start = Instant::now();
+                        let reply = run_read(&store, &job);
+                        mailbox.post(Report::Read { to: job.to, reply, took: start.elapsed() });
+                    }
+                })
+            })
+            .collect();
+        Readers { store, jobs, threads, pace: Pace::default() }
+    }
+
+    /// Runs a read here and now, or hands it over: then its answer comes by the mailbox.
+    pub(crate) fn run(&mut self, job: ReadJob) -> Option<Reply> {
+        if self.pace.handing_over {
+            self.jobs.push_all([job]);
+            return None;
+        }
+        let start = Instant::now();
+        let reply = run_read(&self.store, &job);
+        self.pace.note(start.elapsed());
+        Some(reply)
+    }
+
+    /// A read that was handed over took so long.
+    pub(crate) fn note(&mut self, took: Duration) {
+        self.pace.note(took);
+    }
+
+    /// Ends the threads.
+    pub(crate) fn finish(&mut self) {
+        self.jobs.close();
+        for thread in self.threads.drain(..) {
+            // A panic was reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Pace {
+    fn note(&mut self, took: Duration) {
+        self.average = (self.average * 7 + took) / 8;
+        self.handing_over = if self.handing_over { self.average > QUICK } else { self.average > SLOW };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_reads_are_handed_over_until_they_are_quick_again() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            pace.note(Duration::from_micros(20));
+        }
+        assert!(!pace.handing_over);
+        pace.note(Duration::from_millis(5));
+        assert!(pace.handing_over, "one read that took long is enough");
+        for _ in 0..3 {
+            pace.note(Duration::from_micros(20));
+        }
+        assert!(pace.handing_over);
+        for _ in 0..30 {
+            pace.note(Duration::from_micros(20));
+        }
+        assert!(!pace.handing_over);
+    }
+}
