@@ -61,7 +61,8 @@ pub(crate) enum InstallStage {
 pub(crate) type Checkpoints = BTreeMap<LogIndex, BTreeMap<ReplicaId, u64>>;
 
 /// One group's copy on this node. Invariants:
-/// - `proposed` rises in index; everything at or below `applied` has been answered;
+/// - `proposed` rises in term, and in index within a term (a later term may begin further back, where
+///   another leader cut this one's entries off); everything at or before `applied` has been answered;
 /// - while `install` is set no Ready is taken;
 /// - `synced_wait` is the number of the last log job that holds something of this group, 0 if all
 ///   of it is on disk.

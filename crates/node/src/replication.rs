@@ -5,7 +5,7 @@
 //! unless one of its group's is still on its way to the disk.
 
 use crate::control::{ControlCommand, Standing};
-use crate::effect::{LogJob, Notice, ReplyTo, StoreJob};
+use crate::effect::{LogJob, Notice, StoreJob};
 use crate::event::Now;
 use crate::message::PeerMessage;
 use crate::node::Node;
@@ -15,7 +15,7 @@ use crate::state_machine::{GroupApplied, GroupApply, MutationBatch, MutationResu
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored};
 use flotilla_storage::log::{LogBatch, LogRecord};
-use flotilla_types::{EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey};
+use flotilla_types::{EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for the log.
@@ -215,7 +215,7 @@ impl Node {
                 if let Some(control) = state.control.as_ref().filter(|_| group == GroupId::CONTROL) {
                     self.adopt_control(&control.clone());
                 }
-                self.fail_proposed_up_to(group, index);
+                self.settle_superseded(group, (state.applied.1, index.next()), true);
                 self.run_reads_up_to(group);
             }
         }
@@ -366,6 +366,7 @@ impl Node {
         replica.group.on_applied(index);
         self.dirty.insert(key.group);
         for (index, term, results) in applied.answers {
+            self.settle_superseded(key.group, (term, index), false);
             let Some(proposed) =
                 self.replicas.get_mut(&key.group).and_then(|r| r.proposed.pop_front_if(|p| p.index == index && p.term == term))
             else {
@@ -384,7 +385,7 @@ impl Node {
         for (index, term, answer) in applied.control_answers {
             self.handle_control_answer(index, term, &answer);
         }
-        self.fail_superseded(key.group, index);
+        self.settle_superseded(key.group, (applied.applied.1, index.next()), false);
         if let Some((index, hash)) = applied.checkpoint {
             self.report_checkpoint(key.group, index, hash);
         }
@@ -405,31 +406,22 @@ impl Node {
         }
     }
 
-    /// Another leader's entries stand where these were proposed: they never will be.
-    fn fail_superseded(&mut self, group: GroupId, applied: LogIndex) {
-        self.fail_proposed(group, applied, |to| {
-            (
-                to,
-                Reply::Failed(Failure::not_applied(
-                    FailureReason::NoQuorum,
-                    "the shard's leader changed before the write was agreed on: try again",
-                )),
-            )
-        });
-    }
-
-    /// A snapshot took their place: whether they were in it cannot be told.
-    fn fail_proposed_up_to(&mut self, group: GroupId, index: LogIndex) {
-        self.fail_proposed(group, index, |to| {
-            (to, Reply::Failed(Failure::unknown(FailureReason::Timeout, "the shard's leader changed while the write was under way")))
-        });
-    }
-
-    pub(crate) fn fail_proposed(&mut self, group: GroupId, through: LogIndex, failure: impl Fn(ReplyTo) -> (ReplyTo, Reply)) {
-        while let Some(proposed) = self.replicas.get_mut(&group).and_then(|replica| replica.proposed.pop_front_if(|p| p.index <= through)) {
+    /// Answers what was proposed before `end` (in the order of terms, then indexes) and is in force by no
+    /// answer of its own. The state machine has an entry of `end`'s term, and terms never fall along a
+    /// log: so what an earlier term proposed and was not applied never will be, at whatever index.
+    /// Behind a `snapshot` it cannot be told which of the entries up to it were applied.
+    fn settle_superseded(&mut self, group: GroupId, end: (Term, LogIndex), snapshot: bool) {
+        let before_end = |p: &mut Proposed| (p.term, p.index) < end;
+        while let Some(proposed) = self.replicas.get_mut(&group).and_then(|replica| replica.proposed.pop_front_if(before_end)) {
+            let may_be_applied = proposed.index < end.1 && (snapshot || proposed.term == end.0);
             for Waiter { to, .. } in proposed.waiters.into_iter().flatten() {
-                let (to, reply) = failure(to);
-                self.answer(to, reply);
+                let failure = if may_be_applied {
+                    Failure::unknown(FailureReason::Timeout, "the shard's leader changed while the write was under way")
+                } else {
+                    let detail = "the shard's leader changed before the write was agreed on: try again";
+                    Failure::not_applied(FailureReason::NoQuorum, detail)
+                };
+                self.answer(to, Reply::Failed(failure));
             }
         }
     }
@@ -490,7 +482,7 @@ impl Node {
     }
 
     /// Proposes a command to the control group, if it is led here.
-    pub(crate) fn propose_control(&mut self, command: &ControlCommand) -> Option<(LogIndex, flotilla_types::Term)> {
+    pub(crate) fn propose_control(&mut self, command: &ControlCommand) -> Option<(LogIndex, Term)> {
         let replica = self.replicas.get_mut(&GroupId::CONTROL).filter(|replica| replica.is_leader())?;
         let data: Bytes = command.encode();
         let (term, index) = replica.group.propose(data).ok()?;
