@@ -46,6 +46,15 @@ pub struct Wanted {
 
 /// What is amiss now, for every group that is wanted; empty: the cluster is at rest.
 pub fn amiss(wanted: &BTreeMap<GroupId, Wanted>, seen: &[ReplicaSeen]) -> Vec<String> {
+    look(wanted, seen, true)
+}
+
+/// As [`amiss`], but replicas may lag: what must hold before a disk may be lost.
+pub fn misplaced(wanted: &BTreeMap<GroupId, Wanted>, seen: &[ReplicaSeen]) -> Vec<String> {
+    look(wanted, seen, false)
+}
+
+fn look(wanted: &BTreeMap<GroupId, Wanted>, seen: &[ReplicaSeen], lag_counts: bool) -> Vec<String> {
     let mut amiss = Vec::new();
     for (group, wanted) in wanted {
         let replicas: Vec<&ReplicaSeen> = seen.iter().filter(|r| r.group == *group).collect();
@@ -66,7 +75,7 @@ pub fn amiss(wanted: &BTreeMap<GroupId, Wanted>, seen: &[ReplicaSeen]) -> Vec<St
         if members != present {
             amiss.push(format!("{group} lies on {present:?}, wanted on {members:?}"));
         }
-        for replica in replicas.iter().filter(|r| r.applied != leader.commit || r.term != leader.term) {
+        for replica in replicas.iter().filter(|r| lag_counts && (r.applied != leader.commit || r.term != leader.term)) {
             let (applied, term) = (replica.applied, replica.term);
             amiss.push(format!(
                 "{group}/{} on {} is at {applied} in {term}, the leader's commit is {} in {}",

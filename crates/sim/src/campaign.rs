@@ -1,0 +1,103 @@
+//! Runs of one seed and of many, and what came of them.
+
+use crate::checkers::Violation;
+use crate::coverage::Coverage;
+use crate::history::Moment;
+use crate::scenario::{Family, Scenario};
+use crate::trace::Lines;
+use crate::world::World;
+use flotilla_types::PlantedFault;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What came of a seed.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// The kind of circumstances it stood for.
+    pub family: Family,
+    /// What was wrong.
+    pub violation: Option<Violation>,
+    /// Operations that were answered with success.
+    pub acknowledged: u64,
+    /// Operations asked.
+    pub asked: u64,
+    /// How long it was, in the world's time.
+    pub simulated: Moment,
+    /// Happenings in the trace.
+    pub happenings: u64,
+    /// The hash of the trace.
+    pub trace: u64,
+    /// What was exercised.
+    pub coverage: Coverage,
+    /// The trace's lines, if they were kept.
+    pub lines: Vec<String>,
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// From now on a panic of a node is not printed but becomes part of its seed's outcome.
+pub fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = format!("{info}\n{}", std::backtrace::Backtrace::capture());
+        PANIC.with(|panic| *panic.borrow_mut() = Some(text));
+    }));
+}
+
+/// Runs one seed.
+pub fn run_seed(seed: u64, plant: Option<PlantedFault>, lines: Lines) -> Outcome {
+    let scenario = Scenario::draw(seed, plant);
+    let family = scenario.family;
+    let mut world = World::new(seed, scenario, lines);
+    let result = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let violation = result.unwrap_or_else(|_| {
+        let text = PANIC.with(|panic| panic.borrow_mut().take()).unwrap_or_else(|| "somewhere".to_owned());
+        Some(Violation::new("no panic", text))
+    });
+    Outcome {
+        seed,
+        family,
+        violation,
+        acknowledged: world.history.acknowledged(),
+        asked: world.history.operations().len() as u64,
+        simulated: world.now,
+        happenings: world.trace.count(),
+        trace: world.trace.hash(),
+        coverage: world.coverage.clone(),
+        lines: world.trace.lines().to_vec(),
+    }
+}
+
+/// Runs seeds on some threads, each seed on one. `done` is told of each as it ends and says whether to
+/// go on. The outcomes come in the order of the seeds.
+pub fn run_seeds(seeds: Range<u64>, plant: Option<PlantedFault>, jobs: usize, done: impl Fn(&Outcome) -> bool + Sync) -> Vec<Outcome> {
+    let next = AtomicU64::new(seeds.start);
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = run_seed(seed, plant, Lines::Dropped);
+                    let go_on = done(&outcome);
+                    outcomes.lock().expect("nothing panics while it holds this").push(outcome);
+                    if !go_on {
+                        next.store(seeds.end, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let mut outcomes = outcomes.into_inner().expect("nothing panicked while it held this");
+    outcomes.sort_by_key(|outcome| outcome.seed);
+    outcomes
+}

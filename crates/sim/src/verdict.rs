@@ -1,0 +1,243 @@
+//! How a run ends: the faults stop, the cluster must come to rest, clients write to every shard and
+//! read every key once more, and then the checkers look at all that was seen.
+
+use crate::checkers::convergence::{self, ReplicaSeen, Wanted};
+use crate::checkers::durability::{self, Survivors};
+use crate::checkers::replica_agreement::{self, ReplicaRows};
+use crate::checkers::{Violation, honest_outcomes, linearizability, versions};
+use crate::history::{KeyNumber, Moment};
+use crate::host::Process;
+use crate::network::HostNumber;
+use crate::process::read_state;
+use crate::workload::Workload;
+use crate::world::{Happening, Load, World};
+use bytes::Bytes;
+use flotilla_node::control::ControlState;
+use flotilla_node::keyspace::shard_of;
+use flotilla_node::state_machine::read;
+use flotilla_node::status::GroupView;
+use flotilla_storage::store::{StateStore, StoreView, layout};
+use flotilla_types::{GroupId, NodeId, ReplicaKey};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+/// The cluster must be at rest this long after everything was healed, and once more after the last load.
+const REST_MAX: Duration = Duration::from_secs(90);
+/// Clients go on for this long after the faults have stopped.
+const CALM: Duration = Duration::from_secs(3);
+/// Below this many acknowledged operations a run has shown nothing.
+const ACKNOWLEDGED_MIN: u64 = 50;
+
+impl World {
+    /// Runs to the end; says what was wrong, if anything was.
+    pub fn run(&mut self) -> Option<Violation> {
+        self.run_until(Moment(0) + self.scenario.safety);
+        self.heal();
+        self.run_until(self.now + CALM);
+        self.load = Load::List(Default::default());
+        self.rest();
+        self.last_load();
+        self.rest();
+        if self.violation.is_none() {
+            let verdict = self.check();
+            self.violation = verdict.err();
+        }
+        self.violation.clone()
+    }
+
+    /// Waits until the cluster is at rest.
+    fn rest(&mut self) {
+        let began = self.now;
+        loop {
+            self.run_until(self.now + Duration::from_millis(500));
+            if self.violation.is_some() {
+                return;
+            }
+            let mut amiss = match wanted(self) {
+                Some((control, wanted)) => {
+                    let mut amiss = convergence::amiss(&wanted, &seen(self));
+                    amiss.extend(members_amiss(self, &control));
+                    amiss
+                }
+                None => vec!["nobody leads the control group".to_owned()],
+            };
+            if self.list_under_way > 0 {
+                amiss.push(format!("{} requests wait for an answer", self.list_under_way));
+            }
+            if amiss.is_empty() {
+                return;
+            }
+            if self.now.since(began) > REST_MAX {
+                return self.note_violation(convergence::violation(&amiss, self.now.since(began)));
+            }
+        }
+    }
+
+    /// A write to every shard, then a read of every key; each must succeed.
+    fn last_load(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        let shards = self.scenario.shards;
+        let mut missing: BTreeSet<u32> = (0..shards).collect();
+        let mut keys: Vec<KeyNumber> = (0..self.workload.key_count()).map(KeyNumber).collect();
+        let mut writes = Vec::new();
+        for number in 0.. {
+            if missing.is_empty() {
+                break;
+            }
+            if missing.remove(&shard_of(&Workload::key(KeyNumber(number)), shards).0) {
+                writes.push((KeyNumber(number), true));
+                if number >= self.workload.key_count() {
+                    keys.push(KeyNumber(number));
+                }
+            }
+        }
+        self.work_off(writes);
+        self.work_off(keys.into_iter().map(|key| (key, false)).collect());
+    }
+
+    fn work_off(&mut self, list: Vec<(KeyNumber, bool)>) {
+        let began = self.now;
+        self.load = Load::List(list.into());
+        for client in 0..self.scenario.workload.clients {
+            self.plan(Duration::from_millis(u64::from(client)), Happening::Ask(client));
+        }
+        loop {
+            self.run_until(self.now + Duration::from_millis(50));
+            let Load::List(list) = &self.load else { return };
+            if self.violation.is_some() || (list.is_empty() && self.list_under_way == 0) {
+                return;
+            }
+            if self.now.since(began) > REST_MAX {
+                let detail = format!("{} requests still fail with nothing broken; next is {:?}", list.len(), list.front());
+                return self.fail("convergence", detail);
+            }
+        }
+    }
+
+    fn check(&mut self) -> Result<(), Violation> {
+        let operations = self.history.operations().to_vec();
+        let keys: BTreeSet<KeyNumber> = operations.iter().map(|o| o.key).collect();
+        let survivors = self.check_stores(&keys)?;
+        if self.history.acknowledged() < ACKNOWLEDGED_MIN {
+            return Err(Violation::new("load", format!("only {} operations were acknowledged", self.history.acknowledged())));
+        }
+        versions::check(&operations)?;
+        honest_outcomes::check(&operations, &survivors)?;
+        durability::check(&operations, &survivors)?;
+        linearizability::check(&operations)
+    }
+
+    /// Compares the rows of all replicas, and gives what the leaders' stores hold.
+    fn check_stores(&mut self, keys: &BTreeSet<KeyNumber>) -> Result<Survivors, Violation> {
+        let wrong = |detail: String| Violation::new("stores", detail);
+        let shards = self.scenario.shards;
+        let mut survivors = Survivors::new();
+        let mut by_group: BTreeMap<GroupId, Vec<ReplicaRows>> = BTreeMap::new();
+        for (number, view) in views(self) {
+            let replica = ReplicaKey { group: view.group, replica: view.replica };
+            let store = self.hosts[number].store.clone();
+            let state = read_state(&store, replica).map_err(wrong)?.ok_or_else(|| wrong(format!("{replica} has no state row")))?;
+            let rows = rows(&store, replica, view.generation).map_err(|error| wrong(error.to_string()))?;
+            by_group.entry(view.group).or_default().push(ReplicaRows { replica: view.replica, applied: view.applied, rows });
+            let Some(shard) = view.group.shard().filter(|_| view.leader == Some(view.replica)) else { continue };
+            let mut present = 0;
+            for number in keys.iter().filter(|key| shard_of(&Workload::key(**key), shards) == shard) {
+                let found =
+                    read::get(&store, replica, view.generation, &Workload::key(*number)).map_err(|error| wrong(error.to_string()))?;
+                if let Some((version, bytes)) = found {
+                    let value =
+                        self.workload.value(&bytes).ok_or_else(|| wrong(format!("key {} holds bytes that nobody wrote", number.0)))?;
+                    survivors.insert(*number, (version.0, value));
+                    present += 1;
+                }
+            }
+            if state.keys != present {
+                return Err(wrong(format!("{replica} counts {} keys and holds {present} that clients know", state.keys)));
+            }
+        }
+        for (group, rows) in &by_group {
+            replica_agreement::check_rows(*group, rows)?;
+        }
+        Ok(survivors)
+    }
+}
+
+/// Whether every group lies where it is wanted, with as many voters as a loss needs.
+pub(crate) fn is_placed(world: &World) -> bool {
+    let Some((control, wanted)) = wanted(world) else { return false };
+    let enough = wanted.values().all(|group| group.voters.len() >= 3);
+    enough && members_amiss(world, &control).is_empty() && convergence::misplaced(&wanted, &seen(world)).is_empty()
+}
+
+/// The control group's state at its leader of the highest term, and where groups are wanted.
+fn wanted(world: &World) -> Option<(ControlState, BTreeMap<GroupId, Wanted>)> {
+    let all = views(world);
+    let leaders = all.iter().filter(|(_, view)| view.group == GroupId::CONTROL && view.leader == Some(view.replica));
+    let (number, _) = leaders.max_by_key(|(_, view)| view.term)?;
+    let Some(Process::Running(running)) = &world.hosts[*number].process else { return None };
+    let control = running.node.control().clone();
+    let nodes = |members: &[flotilla_types::Member]| members.iter().map(|member| member.node).collect();
+    let groups =
+        control.groups.iter().map(|(group, record)| (*group, Wanted { voters: nodes(&record.voters), learners: nodes(&record.learners) }));
+    let groups = groups.collect();
+    Some((control, groups))
+}
+
+fn members_amiss(world: &World, control: &ControlState) -> Vec<String> {
+    let members: BTreeSet<NodeId> = control.members().map(|(node, _)| node).collect();
+    let running: BTreeSet<NodeId> = world.hosts.iter().filter_map(|host| host.node_id()).collect();
+    let mut amiss = Vec::new();
+    if members != running || running.len() != world.hosts.len() {
+        amiss.push(format!("members are {members:?}, running are {running:?} on {} machines", world.hosts.len()));
+    }
+    let copies = world.hosts.len().min(world.scenario.replicas as usize);
+    for (group, record) in &control.groups {
+        if record.voters.len() + record.learners.len() < copies && *group != GroupId::CONTROL {
+            amiss.push(format!("{group} is wanted in {} copies, not {copies}", record.voters.len() + record.learners.len()));
+        }
+        if !record.leaving.is_empty() {
+            amiss.push(format!("{group} has replicas leaving: {:?}", record.leaving));
+        }
+    }
+    amiss
+}
+
+fn views(world: &World) -> Vec<(HostNumber, GroupView)> {
+    let mut views = Vec::new();
+    for (number, host) in world.hosts.iter().enumerate() {
+        if let Some(Process::Running(running)) = &host.process {
+            views.extend(running.node.inspect().map(|view| (number, view)));
+        }
+    }
+    views
+}
+
+fn seen(world: &World) -> Vec<ReplicaSeen> {
+    let nodes = |half: &BTreeMap<_, NodeId>| half.values().copied().collect();
+    let seen = views(world).into_iter().map(|(number, view)| ReplicaSeen {
+        group: view.group,
+        replica: view.replica,
+        node: world.hosts[number].node_id().expect("a view comes from a running node"),
+        term: view.term,
+        leads: view.leader == Some(view.replica),
+        applied: view.applied,
+        commit: view.commit,
+        voters: nodes(&view.membership.voters),
+        learners: nodes(&view.membership.learners),
+        joint: view.membership.is_joint(),
+    });
+    seen.collect()
+}
+
+fn rows(store: &impl StateStore, replica: ReplicaKey, generation: u32) -> Result<Vec<(Bytes, Bytes)>, flotilla_storage::store::StoreError> {
+    let prefix = layout::data_prefix(replica, generation);
+    let mut rows = Vec::new();
+    store.view()?.scan(&prefix, &layout::prefix_end(&prefix), &mut |key, value| {
+        rows.push((Bytes::copy_from_slice(&key[prefix.len()..]), Bytes::copy_from_slice(value)));
+        ControlFlow::Continue(())
+    })?;
+    Ok(rows)
+}

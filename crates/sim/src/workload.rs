@@ -1,0 +1,159 @@
+//! What clients do: each asks one thing at a time of a random node, waits for the answer or until it
+//! has had enough, thinks, and asks again. A few hot keys, on which all meet, and many cold ones.
+
+use crate::history::{Answer, Call, Guard, KeyNumber, ValueNumber};
+use bytes::Bytes;
+use flotilla_node::{Reply, Request};
+use flotilla_types::{Condition, Key, Match, Outcome, Rng, Version};
+use std::collections::BTreeMap;
+
+/// How clients behave in a run.
+#[derive(Clone, Debug)]
+pub struct WorkloadConfig {
+    /// How many there are.
+    pub clients: u32,
+    /// Keys on which all meet.
+    pub hot_keys: u32,
+    /// Keys beside those.
+    pub cold_keys: u32,
+    /// Of 100 requests, how many go to a hot key.
+    pub hot_percent: u64,
+    /// Of 100 requests, how many are reads.
+    pub get_percent: u64,
+    /// Of 100 writes, how many are deletes.
+    pub delete_percent: u64,
+    /// Of 100 writes, how many have a guard.
+    pub guard_percent: u64,
+    /// Longest pause between two requests, in milliseconds.
+    pub think_ms_max: u64,
+    /// Shortest and longest time a client gives a request, in milliseconds.
+    pub timeout_ms: (u64, u64),
+    /// Most values are small; one in sixteen has up to this many bytes.
+    pub value_bytes_max: usize,
+}
+
+/// The clients' common knowledge: which values they gave, which versions they saw.
+#[derive(Debug)]
+pub struct Workload {
+    config: WorkloadConfig,
+    next_value: u64,
+    lengths: BTreeMap<ValueNumber, usize>,
+    seen: BTreeMap<KeyNumber, u64>,
+}
+
+impl Workload {
+    /// A workload that has not begun.
+    pub fn new(config: WorkloadConfig) -> Workload {
+        Workload { config, next_value: 1, lengths: BTreeMap::new(), seen: BTreeMap::new() }
+    }
+
+    /// How many keys there are.
+    pub fn key_count(&self) -> u32 {
+        self.config.hot_keys + self.config.cold_keys
+    }
+
+    /// The bytes of a key.
+    pub fn key(number: KeyNumber) -> Key {
+        Key::new(format!("k{}", number.0)).expect("a short key is a key")
+    }
+
+    /// What a client asks next.
+    pub fn choose(&mut self, rng: &mut Rng) -> (KeyNumber, Call) {
+        let config = &self.config;
+        let is_hot = config.cold_keys == 0 || rng.chance(config.hot_percent, 100);
+        let key = match is_hot {
+            true => KeyNumber(rng.below(u64::from(config.hot_keys)) as u32),
+            false => KeyNumber(config.hot_keys + rng.below(u64::from(config.cold_keys)) as u32),
+        };
+        if rng.chance(config.get_percent, 100) {
+            return (key, Call::Get);
+        }
+        let guard = if rng.chance(config.guard_percent, 100) { self.choose_guard(key, rng) } else { Guard::Always };
+        if rng.chance(self.config.delete_percent, 100) {
+            return (key, Call::Delete { guard });
+        }
+        (key, self.put(guard, rng))
+    }
+
+    /// A write of a value that was never written before.
+    pub fn put(&mut self, guard: Guard, rng: &mut Rng) -> Call {
+        let value = ValueNumber(self.next_value);
+        self.next_value += 1;
+        let length = if rng.chance(1, 16) { rng.between(8, self.config.value_bytes_max.max(8) as u64) } else { rng.between(8, 64) };
+        self.lengths.insert(value, length as usize);
+        Call::Put { value, guard }
+    }
+
+    fn choose_guard(&self, key: KeyNumber, rng: &mut Rng) -> Guard {
+        match (rng.below(4), self.seen.get(&key)) {
+            (0, _) => Guard::Absent,
+            (1, _) => Guard::Present,
+            (_, Some(version)) => Guard::Version(*version),
+            (_, None) => Guard::Absent,
+        }
+    }
+
+    /// The request as a node is asked it.
+    pub fn request(&self, key: KeyNumber, call: Call) -> Request {
+        let key = Workload::key(key);
+        match call {
+            Call::Get => Request::Get { key },
+            Call::Put { value, guard } => Request::Put { key, value: self.bytes(value), condition: condition(guard) },
+            Call::Delete { guard } => Request::Delete { key, condition: condition(guard) },
+        }
+    }
+
+    /// The bytes of a value: its number, then bytes that follow from it.
+    pub fn bytes(&self, value: ValueNumber) -> Bytes {
+        let length = self.lengths[&value];
+        let mut bytes = Vec::with_capacity(length);
+        bytes.extend_from_slice(&value.0.to_le_bytes());
+        bytes.extend((8..length).map(|i| (value.0 as usize).wrapping_mul(31).wrapping_add(i) as u8));
+        bytes.into()
+    }
+
+    /// The value that bytes are; `None` if no client ever gave those.
+    pub fn value(&self, bytes: &[u8]) -> Option<ValueNumber> {
+        let value = ValueNumber(u64::from_le_bytes(*bytes.first_chunk()?));
+        (self.lengths.contains_key(&value) && self.bytes(value) == bytes).then_some(value)
+    }
+
+    /// What a node's reply tells a client.
+    ///
+    /// # Errors
+    /// If no node may ever answer that.
+    pub fn answer(&mut self, key: KeyNumber, call: Call, reply: &Reply) -> Result<Answer, String> {
+        let answer = match (call, reply) {
+            (Call::Get, Reply::Value { version, value }) => {
+                let Some(number) = self.value(value) else {
+                    return Err(format!("a read of key {} gave {} bytes that nobody wrote", key.0, value.len()));
+                };
+                Answer::Value { version: version.0, value: number }
+            }
+            (Call::Get, Reply::Absent) => Answer::Absent,
+            (Call::Put { .. }, Reply::Put { version, created }) => Answer::Put { version: version.0, created: *created },
+            (Call::Delete { .. }, Reply::Deleted { deleted }) => Answer::Deleted { deleted: *deleted },
+            (Call::Put { .. } | Call::Delete { .. }, Reply::ConditionFailed { present }) => {
+                Answer::GuardFailed { present: present.map(|v| v.0) }
+            }
+            (Call::Get, Reply::Failed(_)) => Answer::NotApplied,
+            (_, Reply::Failed(failure)) if failure.outcome == Outcome::NotApplied => Answer::NotApplied,
+            (_, Reply::Failed(_)) => Answer::Unknown,
+            _ => return Err(format!("{call:?} was answered with {reply:?}")),
+        };
+        if let Answer::Value { version, .. } | Answer::Put { version, .. } = answer {
+            let seen = self.seen.entry(key).or_default();
+            *seen = (*seen).max(version);
+        }
+        Ok(answer)
+    }
+}
+
+fn condition(guard: Guard) -> Condition {
+    match guard {
+        Guard::Always => Condition::ALWAYS,
+        Guard::Absent => Condition { if_match: None, if_none_match: Some(Match::Any) },
+        Guard::Present => Condition { if_match: Some(Match::Any), if_none_match: None },
+        Guard::Version(version) => Condition { if_match: Some(Match::Versions(vec![Version(version)])), if_none_match: None },
+    }
+}
