@@ -266,7 +266,7 @@ impl Node {
         self.log.push(LogRecord::Tombstone { replica: key });
         self.out.store.push(crate::effect::StoreJob::Destroy { replica: key });
         self.supervision.reseeds.insert(key);
-        self.replicas.remove(&key.group);
+        self.dismiss(key);
     }
 
     fn create_genesis_state(&mut self, genesis: &ControlState, key: ReplicaKey) -> Result<ReplicaState, StartError> {

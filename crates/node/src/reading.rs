@@ -7,7 +7,7 @@ use crate::event::Now;
 use crate::message::PeerMessage;
 use crate::node::Node;
 use crate::replica::WaitingRead;
-use crate::request::{FailureReason, Request};
+use crate::request::Request;
 use flotilla_consensus::{ReadConfirm, ReadConfirmed, ReadRounds, ReadToConfirm, ResolvedRead};
 use flotilla_types::{GroupId, Instant, LogIndex, NodeId, PlantedFault};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -168,12 +168,5 @@ impl Node {
             reads.append(&mut replica.reads_new);
         }
         self.reroute(group, reads.into_iter().map(|read| (read.waiter, Request::Get { key: read.key })).collect());
-    }
-
-    /// The replica is gone: what still waits for it is refused.
-    pub(crate) fn refuse_reads(&mut self, reads: impl IntoIterator<Item = WaitingRead>) {
-        for read in reads {
-            self.refuse(read.waiter.to, FailureReason::NoQuorum, "the shard's replica on this node was moved away: ask again");
-        }
     }
 }

@@ -15,7 +15,7 @@ use crate::message::PeerMessage;
 use crate::node::{Link, Node};
 use crate::replica::{Replica, Waiter};
 use crate::report::Report;
-use crate::request::{Failure, FailureReason, JoinRequest, Reply};
+use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request};
 use crate::state_machine::GroupApply;
 use flotilla_storage::log::LogRecord;
 use flotilla_types::{GroupId, Instant, LogIndex, MembershipChange, NodeId, ReplicaId, ReplicaKey, Term};
@@ -442,16 +442,27 @@ impl Node {
 
     /// Leaves a tombstone and forgets the replica and its rows.
     fn remove_replica(&mut self, key: ReplicaKey) {
-        let Some(mut replica) = self.replicas.remove(&key.group) else { return };
         self.out.notices.push(Notice::Info(format!("{key} was moved away from this node")));
         self.tombstones.insert(key);
         self.log.push(LogRecord::Tombstone { replica: key });
         self.out.store.push(StoreJob::Destroy { replica: key });
+        self.dismiss(key);
+    }
+
+    /// Takes leave of a replica in memory: whatever waits for it goes elsewhere or is answered, and what
+    /// it holds of the node's bounds is given back.
+    pub(crate) fn dismiss(&mut self, key: ReplicaKey) {
+        if self.replicas.get(&key.group).is_none_or(|replica| replica.key != key) {
+            return;
+        }
+        self.drop_transfers_of(key.group);
+        self.reroute_reads(key.group);
+        let Some(mut replica) = self.replicas.remove(&key.group) else { return };
         self.unapplied_bytes -= replica.applying.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let pending = std::mem::take(&mut replica.pending);
         self.reroute(key.group, pending);
-        let waiting: Vec<_> = replica.reads_new.drain(..).chain(replica.reads_at.drain(..).map(|(_, read)| read)).collect();
-        self.refuse_reads(waiting);
+        let reads: Vec<_> = replica.reads_at.drain(..).map(|(_, read)| read).collect();
+        self.reroute(key.group, reads.into_iter().map(|read| (read.waiter, Request::Get { key: read.key })).collect());
         for Waiter { to, .. } in replica.proposed.into_iter().flat_map(|proposed| proposed.waiters).flatten() {
             let detail = "the shard's replica on this node was moved away while the write was under way";
             self.answer(to, Reply::Failed(Failure::unknown(FailureReason::Timeout, detail)));
