@@ -1,0 +1,179 @@
+//! `flotilla-harness`: one subcommand a run. Figures go to standard output as text, or as JSON with
+//! `--json`; it exits with 1 if the store broke a promise.
+#![allow(clippy::disallowed_methods, reason = "outside of the core: clocks, files and processes are what this is about")]
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use flotilla::text::parse_duration;
+use flotilla_harness::{binary::flotilla_binary, compare_etcd, cut_off, idle, kill, power, real_data, restart, weather};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Breaks real clusters on purpose, and measures them.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla-harness")]
+struct Harness {
+    #[command(subcommand)]
+    run: Run,
+    /// Print the report as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Keep all data and output here; without it, it lies in a temporary folder and is gone afterwards.
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Run {
+    /// kill -9 of a node under load, again and again.
+    Kill {
+        #[arg(long, default_value_t = 20)]
+        kills: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "3s")]
+        quiet: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "3s")]
+        down: Duration,
+        #[arg(long, default_value_t = 1)]
+        writers_per_shard: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "20ms")]
+        think_time: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "5s")]
+        timeout: Duration,
+    },
+    /// Power loss, each node on a file system of its own (root).
+    Power {
+        #[arg(long, default_value_t = 20)]
+        all: usize,
+        #[arg(long, default_value_t = 20)]
+        one: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "3s")]
+        load: Duration,
+        /// Make every sync do nothing: the run must then fail.
+        #[arg(long)]
+        no_sync: bool,
+    },
+    /// What apt knows of every package, written while a node is killed.
+    RealData {
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        #[arg(long)]
+        packages: Option<usize>,
+    },
+    /// A node cut off from the others (root).
+    CutOff {
+        #[arg(long, value_parser = parse_duration, default_value = "10s")]
+        brief: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "60s")]
+        long: Duration,
+        #[arg(long, default_value_t = 10)]
+        kills: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Starts that cannot go well.
+    Weather {
+        /// Also what takes minutes or needs root.
+        #[arg(long)]
+        slow: bool,
+    },
+    /// How long restarts take.
+    Restart {
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+    },
+    /// What three idle nodes cost.
+    Idle {
+        #[arg(long, value_parser = parse_duration, default_value = "30s")]
+        duration: Duration,
+    },
+    /// The same load on Flotilla and on etcd.
+    CompareEtcd {
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "10s")]
+        duration: Duration,
+        #[arg(long, value_delimiter = ',', default_values_t = [64, 256])]
+        connections: Vec<usize>,
+        #[arg(long, default_value_t = 10_000)]
+        keys: u64,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let harness = Harness::parse();
+    let binary = flotilla_binary()?;
+    let temporary = match &harness.dir {
+        Some(dir) => {
+            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+            None
+        }
+        None => Some(tempfile::Builder::new().prefix("flotilla-harness-").tempdir().context("making a temporary folder")?),
+    };
+    let folder = temporary.as_ref().map_or_else(|| harness.dir.clone().unwrap_or_default(), |folder| folder.path().to_path_buf());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let fine = tokio::task::LocalSet::new().block_on(&runtime, run(harness.run, harness.json, &binary, &folder))?;
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says whether the store kept its promises.
+async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Result<bool> {
+    match run {
+        Run::Kill { kills, quiet, down, writers_per_shard, think_time, timeout } => {
+            let plan = kill::KillPlan { kills, quiet, down, writers_per_shard, think_time, timeout };
+            let report = kill::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Power { all, one, load, no_sync } => {
+            let plan = power::PowerPlan { cuts_of_all: all, cuts_of_one: one, load, no_sync };
+            let report = power::run_power(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::RealData { connections, packages } => {
+            let report = real_data::run(binary, folder, &real_data::RealDataPlan { connections, packages_max: packages }).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.verdict.is_fine())
+        }
+        Run::CutOff { brief, long, kills, seed } => {
+            let plan = cut_off::CutOffPlan { brief, long, kills_during_install: kills, seed };
+            let report = cut_off::run_cut_off(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Weather { slow } => {
+            let cases = weather::run(binary, folder, slow).await?;
+            let lines: Vec<String> =
+                cases.iter().map(|case| format!("{}  {}: {}", if case.fine { "fine " } else { "WRONG" }, case.name, case.words)).collect();
+            show(&cases, &lines, json)?;
+            Ok(cases.iter().all(|case| case.fine))
+        }
+        Run::Restart { keys } => {
+            let report = restart::run(binary, folder, keys).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(true)
+        }
+        Run::Idle { duration } => {
+            let report = idle::run(binary, folder, duration).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(true)
+        }
+        Run::CompareEtcd { runs, duration, connections, keys } => {
+            let plan = compare_etcd::ComparePlan { runs, duration, connections, keys };
+            let report = compare_etcd::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(true)
+        }
+    }
+}
+
+fn show(report: &impl Serialize, lines: &[String], json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        println!("{}", lines.join("\n"));
+    }
+    Ok(())
+}

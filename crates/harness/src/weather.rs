@@ -1,0 +1,289 @@
+//! Starts that cannot go well: each must end soon, with the right exit code and one line that says
+//! what is wrong, and must leave what is on disk as it was.
+
+use crate::cluster::{Cluster, flags};
+use crate::power::LoopDisk;
+use crate::wire::Wire;
+use anyhow::{Context, ensure};
+use flotilla::local_cluster::{NodeSpec, free_addresses};
+use serde::Serialize;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// How long a start that cannot go well may take, unless it is about waiting.
+const REFUSAL_TIME_MAX: Duration = Duration::from_secs(20);
+/// `--join` is tried for 60 s.
+const JOIN_TIME_MAX: Duration = Duration::from_secs(80);
+
+/// One case and what came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Case {
+    /// What was wrong.
+    pub name: &'static str,
+    /// Whether the node behaved.
+    pub fine: bool,
+    /// What it said, or what is wrong with how it behaved.
+    pub words: String,
+}
+
+/// How a case is judged.
+struct Expectation {
+    exit_code: i32,
+    /// One of these must be in what it says, in small letters.
+    any_of: &'static [&'static str],
+    time_max: Duration,
+}
+
+const fn refused(any_of: &'static [&'static str]) -> Expectation {
+    Expectation { exit_code: 1, any_of, time_max: REFUSAL_TIME_MAX }
+}
+
+/// Tries every case, with everything in `folder`; `slow` includes those that wait a minute, and those
+/// that need root.
+///
+/// # Errors
+/// If what is not under test fails.
+pub async fn run(binary: &Path, folder: &Path, slow: bool) -> anyhow::Result<Vec<Case>> {
+    let mut cluster = Cluster::start(binary, folder).await?;
+    let member = cluster.addresses()[0];
+    let trial = Trial { binary, folder };
+    let mut cases = Vec::new();
+
+    let locked = NodeSpec { data_dir: cluster.spec(0).data_dir.clone(), ..trial.spec("locked")? };
+    cases.push(trial.judge("data folder in use", &locked, refused(&["lock", "in use", "another process"])).await?);
+
+    let mut taken = trial.spec("n2")?;
+    taken.join = vec![member];
+    cases.push(trial.judge("name of a live node", &taken, refused(&["name", "taken", "already"])).await?);
+
+    let mut occupied = trial.spec("occupied")?;
+    occupied.http = member;
+    cases.push(trial.judge("address in use", &occupied, refused(&["in use"])).await?);
+
+    let mut open = trial.spec("open")?;
+    open.http = ([0, 0, 0, 0], open.http.port()).into();
+    cases.push(trial.judge("not on loopback without --insecure", &open, Expectation { exit_code: 2, ..refused(&["--insecure"]) }).await?);
+
+    let file = folder.join("a-file");
+    fs::write(&file, "not a folder")?;
+    let on_file = NodeSpec { data_dir: file, ..trial.spec("onfile")? };
+    cases.push(trial.judge("data folder is a file", &on_file, refused(&["a-file"])).await?);
+
+    // A node of one cluster is told to join another.
+    let foreign = trial.spec("foreign")?;
+    trial.live_once(&foreign).await?;
+    let foreign = NodeSpec { join: vec![member], ..foreign };
+    cases.push(trial.judge("data of another cluster", &foreign, refused(&["another cluster", "other cluster", "belongs"])).await?);
+
+    // A wiped node under its old name.
+    cluster.kill(2);
+    let wiped = NodeSpec { data_dir: folder.join("wiped"), ..cluster.spec(2).clone() };
+    cases.push(trial.judge("wiped node under its old name", &wiped, refused(&["--replace"])).await?);
+    cluster.launch(2)?;
+    cluster.wait_ready(2).await?;
+
+    for (name, damage) in [("damaged log", Damage::FlipBytes), ("newer format", Damage::RaiseFormat)] {
+        let victim = trial.spec(if damage == Damage::FlipBytes { "damaged" } else { "newer" })?;
+        trial.live_once(&victim).await?;
+        match damage.inflict(&victim.data_dir)? {
+            true => cases.push(trial.judge(name, &victim, refused(damage.words())).await?),
+            false => cases.push(Case { name, fine: false, words: "there was no file to damage".to_owned() }),
+        }
+    }
+
+    let mut silent = trial.spec("silent")?;
+    let other = TcpListener::bind("127.0.0.1:0")?;
+    silent.join = vec![other.local_addr()?];
+    std::thread::spawn(move || answer_something_else(&other));
+    let patient = |any_of| Expectation { time_max: JOIN_TIME_MAX, ..refused(any_of) };
+    if slow {
+        cases.push(trial.judge("--join answers something else", &silent, patient(&["join", "not a flotilla", "no flotilla"])).await?);
+        let mut lonely = trial.spec("lonely")?;
+        lonely.join = vec![free_addresses(1, None)?[0]];
+        cases.push(trial.judge("--join answers nobody", &lonely, patient(&["join", "60"])).await?);
+        cases.push(trial.full_disk().await?);
+        cases.push(trial.not_writable().await?);
+    }
+    cases.push(Case { name: "the cluster beside all this", fine: true, words: "unharmed".to_owned() });
+    if let Some(last) = cases.last_mut() {
+        let ended = cluster.unexpectedly_ended();
+        if !ended.is_empty() {
+            (last.fine, last.words) = (false, ended.join("; "));
+        }
+    }
+    cluster.stop();
+    Ok(cases)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Damage {
+    FlipBytes,
+    RaiseFormat,
+}
+
+impl Damage {
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Damage::FlipBytes => &["damage", "corrupt", "checksum"],
+            Damage::RaiseFormat => &["format", "newer", "version"],
+        }
+    }
+
+    /// Changes the oldest file of the log; says whether there was one.
+    fn inflict(self, data_dir: &Path) -> anyhow::Result<bool> {
+        let mut files = files_below(data_dir)?;
+        files.retain(|path| path.components().any(|part| part.as_os_str() == "log"));
+        files.sort();
+        let Some(file) = files.into_iter().find(|path| fs::metadata(path).is_ok_and(|meta| meta.len() > 4096)) else { return Ok(false) };
+        let mut bytes = fs::read(&file)?;
+        match self {
+            // In the middle of what was written: after it there is more, so it was once whole.
+            Damage::FlipBytes => {
+                let written = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0);
+                bytes[written / 2..written / 2 + 16].iter_mut().for_each(|byte| *byte ^= 0xFF);
+            }
+            // A format number follows the magic number of 8 bytes.
+            Damage::RaiseFormat => bytes[8..10].fill(0xEE),
+        }
+        fs::write(&file, bytes)?;
+        Ok(true)
+    }
+}
+
+struct Trial<'a> {
+    binary: &'a Path,
+    folder: &'a Path,
+}
+
+impl Trial<'_> {
+    fn spec(&self, name: &str) -> anyhow::Result<NodeSpec> {
+        let addresses = free_addresses(2, None).context("looking for free ports")?;
+        Ok(NodeSpec { flags: flags(&["--shards", "4"]), ..NodeSpec::new(name, self.folder, addresses[0], addresses[1], Vec::new()) })
+    }
+
+    /// Makes a cluster of one node with a little data, and stops it by kill -9.
+    async fn live_once(&self, spec: &NodeSpec) -> anyhow::Result<()> {
+        let mut alone = Cluster::start_of(self.binary, vec![spec.clone()]).await?;
+        let mut wire = Wire::new(spec.http, Duration::from_secs(5));
+        for number in 0..200 {
+            wire.put(format!("key-{number}").as_bytes(), &[b'v'; 100]).await;
+        }
+        alone.kill(0);
+        Ok(())
+    }
+
+    async fn judge(&self, name: &'static str, spec: &NodeSpec, expected: Expectation) -> anyhow::Result<Case> {
+        let before = fs::read(&spec.output).map(|bytes| bytes.len()).unwrap_or(0);
+        let status = self.end_of(spec, expected.time_max).await?;
+        let said = String::from_utf8_lossy(&fs::read(&spec.output)?[before..]).into_owned();
+        let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+        let wrong = match status {
+            None => Some(format!("it still ran after {:?}", expected.time_max)),
+            Some(status) if status.code() != Some(expected.exit_code) => Some(format!("it ended with {status}")),
+            Some(_) if lines.len() != 1 => Some(format!("it said {} lines", lines.len())),
+            Some(_) if !expected.any_of.iter().any(|words| said.to_lowercase().contains(words)) => {
+                Some(format!("it says none of {:?}", expected.any_of))
+            }
+            Some(_) => None,
+        };
+        let said = lines.join(" | ");
+        Ok(Case { name, fine: wrong.is_none(), words: wrong.map_or_else(|| said.clone(), |wrong| format!("{wrong}: {said}")) })
+    }
+
+    /// How it ended, if it did within `time_max`.
+    async fn end_of(&self, spec: &NodeSpec, time_max: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let mut process = spec.start(self.binary)?;
+        let deadline = Instant::now() + time_max;
+        while Instant::now() < deadline {
+            if let Some(status) = process.ended()? {
+                return Ok(Some(status));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(None)
+    }
+
+    /// A disk that fills up under a running node: writes get 507 or the node ends, and what was
+    /// acknowledged is there when there is room again.
+    async fn full_disk(&self) -> anyhow::Result<Case> {
+        const NAME: &str = "full disk";
+        let mount_point = self.folder.join("small.disk");
+        let _disk = LoopDisk::create(&self.folder.join("small.img"), &mount_point, 256 << 20)?;
+        let mut spec = self.spec("full")?;
+        spec.data_dir = mount_point.join("data");
+        let mut alone = Cluster::start_of(self.binary, vec![spec.clone()]).await?;
+        let mut wire = Wire::new(spec.http, Duration::from_secs(5));
+        let ballast = mount_point.join("ballast");
+        fill_disk(&ballast)?;
+        let (mut acknowledged, mut first_refusal) = (0u32, None);
+        for number in 0..3000u32 {
+            match wire.exchange("PUT", &format!("/v1/kv/key-{number}"), &[b'v'; 100_000]).await {
+                Ok(reply) if reply.status < 300 => acknowledged += 1,
+                Ok(reply) => {
+                    first_refusal = Some(format!("status {}", reply.status));
+                    break;
+                }
+                Err(error) => {
+                    first_refusal = Some(format!("the node ended ({error})"));
+                    break;
+                }
+            }
+        }
+        alone.kill(0);
+        fs::remove_file(&ballast)?;
+        alone.launch(0)?;
+        alone.wait_ready(0).await?;
+        let mut wire = Wire::new(spec.http, Duration::from_secs(5));
+        for number in 0..acknowledged {
+            if !wire.get(format!("key-{number}").as_bytes(), false).await.is_ok_and(|value| value.is_some()) {
+                return Ok(Case { name: NAME, fine: false, words: format!("key-{number} was acknowledged and is lost") });
+            }
+        }
+        let words = format!("{acknowledged} writes acknowledged and kept, then {}", first_refusal.as_deref().unwrap_or("no refusal"));
+        Ok(Case { name: NAME, fine: first_refusal.is_some(), words })
+    }
+
+    /// Root may write anywhere, so the folder lies on a file system mounted for reading.
+    async fn not_writable(&self) -> anyhow::Result<Case> {
+        let mount_point = self.folder.join("readonly.disk");
+        let _disk = LoopDisk::create(&self.folder.join("readonly.img"), &mount_point, 64 << 20)?;
+        fs::set_permissions(&mount_point, fs::Permissions::from_mode(0o555))?;
+        crate::power::run("mount", &["-o", "remount,ro", &mount_point.to_string_lossy()])?;
+        let spec = NodeSpec { data_dir: mount_point.join("data"), ..self.spec("readonly")? };
+        self.judge("data folder not writable", &spec, refused(&["read-only", "permission", "readonly.disk"])).await
+    }
+}
+
+fn fill_disk(ballast: &Path) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut file = fs::File::create(ballast)?;
+    let block = vec![1u8; 1 << 20];
+    while file.write_all(&block).is_ok() {}
+    // Some room stays, so that the disk fills under writes and not before them.
+    let length = file.metadata()?.len();
+    ensure!(length > 8 << 20, "the small disk has no room");
+    file.set_len(length - (8 << 20))?;
+    Ok(())
+}
+
+fn files_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { files.extend(files_below(&path)?) } else { files.push(path) }
+    }
+    Ok(files)
+}
+
+fn answer_something_else(listener: &TcpListener) {
+    use std::io::{Read, Write};
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { return };
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello");
+    }
+}
