@@ -3,6 +3,8 @@
 //!
 //! `cargo bench -p flotilla-storage --bench log [-- DIR]`; DIR should lie on the disk in question.
 
+#![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
+
 use bytes::Bytes;
 use flotilla_storage::disk::{Disk, DiskError, FileDisk};
 use flotilla_storage::log::{LogBatch, LogOptions, LogRecord, RaftLog};

@@ -3,13 +3,15 @@
 //! Plain positioned writes and fdatasync. No direct I/O and no io_uring: the log writes once per sync,
 //! into blocks that exist, and is bound by the device's flush; neither was measured to be faster there.
 
+#![expect(clippy::disallowed_methods, reason = "the one file through which the core's files go")]
+
 use super::{Disk, DiskError};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const LOCK_NAME: &str = "LOCK";
-const ZEROS: [u8; 128 << 10] = [0; 128 << 10];
+static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
 
 /// A directory on disk.
 #[derive(Debug)]

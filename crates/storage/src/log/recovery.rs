@@ -5,7 +5,7 @@ use super::record::{InstallPhase, InstallRecord};
 use super::replay::{Loaded, Replay, Walked};
 use super::roll::Spares;
 use super::segment::{self, BATCH_HEADER_BYTES, FORMAT, HeaderCheck, SEGMENT_HEADER_BYTES};
-use super::state::{Extent, Place, Replica, State};
+use super::state::{Extent, Place, State};
 use super::{LogError, LogOptions, RaftLog, Segment};
 use crate::disk::Disk;
 use bytes::Bytes;
@@ -157,9 +157,11 @@ fn settle_tail<D: Disk>(log: &mut RaftLog<D>, loaded: &Loaded, walked: &Walked) 
     log.guard(written)
 }
 
-/// Opens and reads one segment, and checks its header: what is wrong with it, and whether that means
-/// that records are gone.
-fn load<D: Disk>(log: &mut RaftLog<D>, number: u64) -> Result<(Loaded, Option<(&'static str, bool)>), LogError> {
+/// What is wrong with a segment's header, and whether that means that records are gone.
+type HeaderFlaw = (&'static str, bool);
+
+/// Opens and reads one segment, and checks its header.
+fn load<D: Disk>(log: &mut RaftLog<D>, number: u64) -> Result<(Loaded, Option<HeaderFlaw>), LogError> {
     let name = segment::segment_name(number);
     let path = log.disk.path(&name);
     let file = log.disk.open(&name).map_err(LogError::of)?;
@@ -223,6 +225,6 @@ fn materialise<D: Disk>(log: &RaftLog<D>, replay: &mut Replay) -> Result<Recover
             replica.last = replica.start.0.0;
         }
     }
-    let replicas = replicas.iter().map(|(key, _): (&ReplicaKey, &Replica)| *key).zip(recovered).collect();
+    let replicas = replicas.keys().copied().zip(recovered).collect();
     Ok(Recovered { identity: identity.clone(), replicas, tombstones: tombstones.clone(), damage: replay.damage.clone() })
 }

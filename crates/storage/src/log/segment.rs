@@ -140,7 +140,7 @@ pub(super) fn check_batch(bytes: &[u8], base: u32, offset: u32, segment: u64) ->
         return Err("the batch belongs elsewhere");
     }
     let length = u32_at(header, 8);
-    let Some(whole) = batch.get(..length as usize).filter(|_| length >= BATCH_HEADER_BYTES && length % ALIGNMENT == 0) else {
+    let Some(whole) = batch.get(..length as usize).filter(|_| length >= BATCH_HEADER_BYTES && length.is_multiple_of(ALIGNMENT)) else {
         return Err("the batch has an impossible length");
     };
     if crc32c::crc32c(&whole[8..]) != u32_at(header, 4) {
