@@ -215,7 +215,8 @@ impl Node {
         let Ok(report) = Report::decode(bytes.clone()) else {
             return self.out.notices.push(Notice::Warning(format!("a report of {} could not be read", self.name_of(from))));
         };
-        if self.leads_control() && report.epoch < self.control.epoch && !self.holds_control(from) {
+        // Whoever is asked, not the leader alone: who was away may know none of the present voters.
+        if report.epoch < self.control.epoch && !self.holds_control(from) {
             self.send(from, PeerMessage::ControlCopy(self.control.encode()));
         }
         self.supervision.reports.insert(from, (now.instant, report));
@@ -370,6 +371,13 @@ impl Node {
         for key in reseeded {
             self.supervision.reseeds.remove(&key);
         }
+        // One that knows it was removed, or was a learner, hears no more and misses no leader: it would
+        // stay for ever, and send requests to whoever led last.
+        let gone: Vec<ReplicaKey> =
+            self.replicas.values().map(|replica| replica.key).filter(|key| self.control.standing(*key) == Standing::Removed).collect();
+        for key in gone {
+            self.remove_replica(key);
+        }
         if self.leads_control() {
             let others: Vec<NodeId> = self.control.members().map(|(node, _)| node).filter(|node| *node != self.identity.node).collect();
             for node in others {
@@ -389,13 +397,14 @@ impl Node {
     }
 
     pub(crate) fn handle_control_ask(&mut self, from: NodeId, epoch: u64, orphan: Option<(GroupId, ReplicaId)>) {
+        // First the copy: by it alone the asking node believes what comes behind.
+        if epoch < self.control.epoch {
+            self.send(from, PeerMessage::ControlCopy(self.control.encode()));
+        }
         if let Some((group, replica)) = orphan
             && self.control.standing(ReplicaKey { group, replica }) == Standing::Removed
         {
             self.send(from, PeerMessage::Gone { group, replica });
-        }
-        if epoch < self.control.epoch {
-            self.send(from, PeerMessage::ControlCopy(self.control.encode()));
         }
     }
 
