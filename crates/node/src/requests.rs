@@ -12,7 +12,8 @@ use crate::node::{Node, NodeConfig};
 use crate::replica::{Waiter, WaitingRead};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use flotilla_types::{GroupId, Instant, NodeId, Outcome, PlantedFault};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 /// Bytes of pending writes of one group that a turn may gather before it refuses more.
@@ -124,6 +125,14 @@ impl Node {
         })
     }
 
+    /// Another node that may know the leader, each in its turn: who was asked may be cut off from it.
+    fn next_to_ask(&self, group: GroupId, asked: NodeId) -> Option<NodeId> {
+        let members = self.control.groups.get(&group)?.all().map(|member| member.node);
+        let others: BTreeSet<NodeId> = members.filter(|node| *node != self.identity.node && self.link_is_up(*node)).collect();
+        let behind = others.range((Bound::Excluded(asked), Bound::Unbounded)).next();
+        behind.or_else(|| others.first()).copied()
+    }
+
     fn forward(&mut self, ticket: Ticket, node: NodeId, group: GroupId, request: Request, expires: Instant, now: Now) {
         self.stats.forwarded += 1;
         let id = self.requests.next_forward;
@@ -208,7 +217,8 @@ impl Node {
         let Some(Forwarded { ticket, group, request, expires, .. }) = self.requests.forwarded.remove(&id) else { return };
         match reply {
             Reply::Failed(Failure { reason: FailureReason::NotLeader, .. }) => {
-                match leader.filter(|node| *node != from) {
+                let told = leader.filter(|node| *node != from && self.link_is_up(*node));
+                match told.or_else(|| self.next_to_ask(group, from)) {
                     Some(node) => self.requests.hints.insert(group, node),
                     None => self.requests.hints.remove(&group),
                 };
