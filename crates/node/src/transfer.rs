@@ -123,9 +123,11 @@ impl Node {
             let (index, term) = chunk.state.applied;
             outgoing.position = Some((index, chunk.state.encode()));
             let meta = SnapshotMeta { index, term, membership: chunk.state.membership.clone() };
-            let (group, to) = (outgoing.source.group, outgoing.to);
+            let (source, to) = (outgoing.source, outgoing.to);
+            let group = source.group;
             outgoing.ready = Some(chunk);
-            let offered = self.replicas.get_mut(&group).is_some_and(|replica| replica.group.offer_snapshot(to, &meta));
+            let here = self.replicas.get_mut(&group).filter(|replica| replica.key == source);
+            let offered = here.is_some_and(|replica| replica.group.offer_snapshot(to, &meta));
             if !offered {
                 return self.end_transfer(transfer, false);
             }
@@ -189,7 +191,7 @@ impl Node {
 
     pub(crate) fn handle_snapshot_taken(&mut self, from: NodeId, transfer: u64, number: u32, accepted: bool, now: Now) {
         let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
-        if outgoing.node != from || !outgoing.under_way || number + 1 != outgoing.number {
+        if outgoing.node != from || !outgoing.under_way || number.checked_add(1) != Some(outgoing.number) {
             return;
         }
         outgoing.under_way = false;
@@ -286,7 +288,10 @@ impl Node {
             return self.send(from, taken);
         }
         if let Some((message, state)) = finish {
-            incoming.complete = ReplicaState::decode(state).ok();
+            // Raft must hear of no snapshot but of the one whose rows are here: it could not be undone.
+            let offered = message.snapshot_meta().map(|meta| (meta.index, meta.term, meta.membership));
+            let fits = |state: &ReplicaState| offered == Some((state.applied.0, state.applied.1, state.membership.clone()));
+            incoming.complete = ReplicaState::decode(state).ok().filter(fits);
             let stepped = incoming.complete.is_some() && replica.group.step(*message).is_ok();
             if stepped {
                 self.take_readies(key.group, now);
