@@ -565,7 +565,7 @@ impl Node {
         let (own, membership) = (replica.key.replica, replica.group.membership().clone());
         let agreed = at.values().copied().find(|hash| membership.is_quorum(|id, _| at.get(&id) == Some(hash)));
         let Some(agreed) = agreed else {
-            if at.len() >= membership.voters.len() {
+            if membership.voters.keys().all(|voter| at.contains_key(voter)) {
                 replica.diverged = true;
                 self.out
                     .notices
