@@ -156,7 +156,13 @@ fn describe(error: &dyn std::error::Error) -> String {
 
 /// Runs a point read, on any thread.
 pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> Reply {
-    match read::get(store, job.replica, job.generation, &job.key) {
+    let found = read::get(store, job.replica, job.generation, &job.key);
+    // What is missing may have been swept, if a snapshot or a move has overtaken this read.
+    if !matches!(found, Ok(Some(_))) && matches!(read::is_in_force(store, job.replica, job.generation), Ok(false)) {
+        let detail = "the shard's replica on this node was replaced or moved away: ask again";
+        return Reply::Failed(Failure::not_applied(FailureReason::NoQuorum, detail));
+    }
+    match found {
         Ok(Some((version, value))) => Reply::Value { version, value },
         Ok(None) => Reply::Absent,
         Err(error) => {

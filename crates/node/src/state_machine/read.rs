@@ -3,9 +3,10 @@
 //! An inline value is one row and so cannot be torn. A value in chunks is read through a view, key
 //! row and all, so that an overwrite under way does not mix two values.
 //!
-//! The generation must be the one in force: rows of a former one are swept. The caller waits with the
-//! first sweep after an install until no read of the former generation is under way.
+//! The generation must be the one in force: rows of a former one are swept. A read that is overtaken by
+//! an install or by the replica's end finds rows missing, so whoever finds none asks [`is_in_force`].
 
+use super::generation::decode_state;
 use super::rows::{KeyHead, chunk_rest};
 use bytes::{Bytes, BytesMut};
 use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
@@ -38,6 +39,18 @@ pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: 
             }
         }
     }
+}
+
+/// Whether a generation of a replica's rows is in force. Asked after a read that found nothing: if it
+/// is, none of its rows had been swept before.
+///
+/// # Errors
+/// If the store fails or the replica's state is damaged.
+pub fn is_in_force<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32) -> Result<bool, ReadError> {
+    let key = layout::state_key(replica);
+    let Some(row) = store.get(&key)? else { return Ok(false) };
+    let state = decode_state(&key, &row).map_err(StoreError::Damaged)?;
+    Ok(state.generation == generation)
 }
 
 /// A key's present version and the length of its value; `None` if it is absent.
