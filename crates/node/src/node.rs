@@ -228,6 +228,11 @@ impl Node {
                 (Some(genesis), true) => Some(node.create_genesis_state(genesis, key)?),
                 _ => state,
             };
+            if state.is_none() && replica.start != Node::NOWHERE {
+                // Its rows are gone, perhaps because it was on its way out and only the tombstone was lost.
+                node.retire_lost(key)?;
+                continue;
+            }
             node.restore(key, replica, state, now)?;
         }
         // What the store holds of replicas that the log does not know is a leftover of theirs.
