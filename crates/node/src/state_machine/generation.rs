@@ -163,6 +163,12 @@ impl<S: StateStore> Applier<S> {
         assert!(state.generation <= state.generation_highest, "{replica}: generation above the highest");
         let mut writer = RowWriter::default();
         let live = Live::new(replica, state);
+        let generation = (replica, live.state.generation);
+        if self.dead.contains(&generation) {
+            // Created before a crash that the log had no word of it yet in, and destroyed at the restart.
+            self.clear(generation.0, generation.1)?;
+            writer.batch.delete(Bytes::copy_from_slice(&layout::dead_key(generation.0, generation.1)));
+        }
         if let Some(control) = &live.state.control {
             for key in control.row_keys() {
                 let value = control.encode_row(key).expect("row_keys lists rows that exist");
@@ -171,6 +177,7 @@ impl<S: StateStore> Applier<S> {
         }
         writer.put_own(&layout::state_key(replica), |out| live.state.encode_into(out));
         self.write(writer.batch)?;
+        self.dead.remove(&generation);
         self.replicas.insert(replica, live);
         Ok(())
     }
