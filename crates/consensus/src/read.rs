@@ -109,6 +109,18 @@ impl ReadRounds {
         ReadRounds { node, rounds: VecDeque::new(), first_round: 1, spare: Vec::new() }
     }
 
+    /// The first round gets this id. A process that comes back must not use again the ids of its former
+    /// life, whose answers may still be under way.
+    ///
+    /// # Panics
+    /// If a round has begun.
+    #[must_use]
+    pub fn starting_at(mut self, first_round: u64) -> ReadRounds {
+        assert!(self.rounds.is_empty(), "the first round is still to come");
+        self.first_round = first_round;
+        self
+    }
+
     /// Begins a round over `reads` and returns its id. Groups that need nobody else are added to
     /// `resolved` at once; what to ask whom is told by [`ReadRounds::questions`].
     pub fn begin<'a>(&mut self, now: Instant, reads: impl IntoIterator<Item = ReadToConfirm<'a>>, resolved: &mut Vec<ResolvedRead>) -> u64 {

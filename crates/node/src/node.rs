@@ -174,9 +174,12 @@ impl Node {
         identity: Identity,
         recovered: Recovered,
         mut states: BTreeMap<ReplicaKey, ReplicaState>,
-        rng: Rng,
+        mut rng: Rng,
         now: Now,
     ) -> Result<Node, StartError> {
+        // Numbers that peers send back begin anywhere: an answer meant for this node's former life must
+        // not be taken for one to this life's request of the same number.
+        let mut first_number = || rng.next_u64() >> 16;
         let genesis = identity.genesis_state();
         let control = match (&genesis, identity.control.is_empty()) {
             (_, false) => ControlState::decode(identity.control.clone())
@@ -185,10 +188,10 @@ impl Node {
             (None, true) => return Err(StartError::NoCluster),
         };
         let mut node = Node {
-            requests: Requests::new(&config),
-            reading: Reading::new(identity.node),
+            requests: Requests::new(&config, first_number()),
+            reading: Reading::new(identity.node, first_number()),
             log: LogQueue::default(),
-            transfers: Transfers::default(),
+            transfers: Transfers::starting_at(first_number()),
             supervision: Supervision::new(now.instant),
             out: Effects::default(),
             mutations: MutationBatch::new(),

@@ -51,7 +51,7 @@ struct Forwarded {
 }
 
 impl Requests {
-    pub(crate) fn new(config: &NodeConfig) -> Requests {
+    pub(crate) fn new(config: &NodeConfig, first_forward: u64) -> Requests {
         Requests {
             under_way: BTreeMap::new(),
             bytes: 0,
@@ -59,7 +59,7 @@ impl Requests {
             bytes_max: config.request_bytes_max,
             parked: BTreeMap::new(),
             forwarded: BTreeMap::new(),
-            next_forward: 1,
+            next_forward: first_forward,
             hints: BTreeMap::new(),
         }
     }

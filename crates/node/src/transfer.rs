@@ -25,7 +25,7 @@ use std::time::Duration;
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Snapshots being sent by this node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Transfers {
     next: u64,
     outgoing: BTreeMap<u64, Outgoing>,
@@ -75,6 +75,11 @@ impl Incoming {
 }
 
 impl Transfers {
+    /// None yet; numbers rise from here.
+    pub(crate) fn starting_at(next: u64) -> Transfers {
+        Transfers { next, outgoing: BTreeMap::new() }
+    }
+
     /// The oldest position a group's snapshot under way was taken at: its log is kept from there on.
     pub(crate) fn oldest_index(&self, group: GroupId) -> Option<LogIndex> {
         self.outgoing.values().filter(|o| o.source.group == group).filter_map(|o| o.position.as_ref().map(|(index, _)| *index)).min()
