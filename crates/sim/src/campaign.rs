@@ -45,7 +45,10 @@ thread_local! {
 /// From now on a panic of a node is not printed but becomes part of its seed's outcome.
 pub fn catch_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let text = format!("{info}\n{}", std::backtrace::Backtrace::capture());
+        // Only our own frames, and only if RUST_BACKTRACE asks for any.
+        let stack = std::backtrace::Backtrace::capture().to_string();
+        let ours = stack.lines().filter(|line| line.contains("crates/")).map(str::trim);
+        let text = std::iter::once(info.to_string().as_str()).chain(ours).collect::<Vec<_>>().join("\n    ");
         PANIC.with(|panic| *panic.borrow_mut() = Some(text));
     }));
 }

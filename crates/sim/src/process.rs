@@ -179,6 +179,7 @@ impl World {
         match self.hosts[number].process.take() {
             Some(Process::Joining { identity, log }) => {
                 self.coverage.capability(Capability::Join, self.now);
+                self.hosts[number].replaces = false;
                 self.trace.note(self.now, "joined", &[number as u64], || format!("n{} as {}", number + 1, identity.node));
                 let (identity, batch) = boot::joined(identity, &state);
                 match self.write_and_reopen(number, log, &batch) {

@@ -195,7 +195,7 @@ fn draw_node_config(rng: &mut Rng, fault: Option<PlantedFault>) -> NodeConfig {
     group.message_bytes_max = 1 << rng.between(10, 18);
     group.inflight_messages_max = rng.between(2, 64) as usize;
     group.committed_bytes_per_ready_max = 1 << rng.between(10, 20);
-    group.uncommitted_bytes_max = 1 << rng.between(14, 22);
+    group.uncommitted_bytes_max = (1 << rng.between(14, 22)).max(2 * group.message_bytes_max);
     group.commit_broadcast = rng.chance(1, 2);
     config
 }
