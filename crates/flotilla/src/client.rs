@@ -154,11 +154,11 @@ impl Client {
                     last = Some(Ok(answer))
                 }
                 Ok(answer) => return Ok(answer),
-                Err(Attempt::NotSent(error)) => last = Some(last.and_then(Result::ok).map_or(Err(error), Ok)),
+                Err(Attempt::NotSent(error)) => last = Some(last.and_then(Result::ok).ok_or(error)),
                 Err(Attempt::Unknown(error)) if ask.is_write() => {
                     return Err(error.context("the answer did not come: whether it happened is unknown, it is not sent again"));
                 }
-                Err(Attempt::Unknown(error)) => last = Some(last.and_then(Result::ok).map_or(Err(error), Ok)),
+                Err(Attempt::Unknown(error)) => last = Some(last.and_then(Result::ok).ok_or(error)),
             }
         }
         last.unwrap_or_else(|| Err(anyhow!("no endpoint")))

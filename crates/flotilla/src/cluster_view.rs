@@ -88,7 +88,7 @@ impl ClusterView {
         let members = self.members().count();
         let wanted = members.min(self.replicas_wanted.max(1));
         // An even number of voters bears no more failures than one less, so an even copy is a learner.
-        let voters_wanted = if wanted % 2 == 0 { wanted - 1 } else { wanted };
+        let voters_wanted = if wanted.is_multiple_of(2) { wanted - 1 } else { wanted };
         let is_whole = |shard: &ShardView| {
             let voters = shard.replicas.iter().filter(|replica| replica.role == "voter").count();
             shard.leader.is_some() && shard.replicas.len() >= wanted && voters >= voters_wanted

@@ -3,9 +3,9 @@
 //! bounded time, while the others go on. Needs root and `ip` and `iptables`.
 
 use crate::cluster::{Cluster, flags};
-use crate::kill::verdict_line;
+use crate::kill::{own_copies_line, verdict_line};
 use crate::power::run;
-use crate::verify::{Verdict, expectations, verify};
+use crate::verify::{Verdict, expectations, verify, verify_own_copies};
 use crate::wire::{Wire, WriteEnd};
 use crate::writers::{WriterPlan, Writers};
 use anyhow::ensure;
@@ -60,7 +60,7 @@ pub struct CutOffReport {
     /// The newest values, asked of every node.
     pub linearizable: Verdict,
     /// Each node's own copy.
-    pub own_copies: Verdict,
+    pub own_copies: Option<Verdict>,
 }
 
 impl CutOffReport {
@@ -70,7 +70,7 @@ impl CutOffReport {
             && self.refusal_ms_worst < REQUEST_TIMEOUT.as_secs_f64() * 1e3 + ANSWER_GRACE_MS
             && self.shards_alive == self.shards
             && self.linearizable.is_fine()
-            && self.own_copies.is_fine()
+            && self.own_copies.as_ref().is_none_or(Verdict::is_fine)
     }
 
     /// The figures as lines of text.
@@ -88,9 +88,15 @@ impl CutOffReport {
                 self.brief_recovery_ms, self.long_recovery_ms, self.kills_during_install
             ),
             format!("{} writes acknowledged; newest values: {}", self.acknowledged, verdict_line(&self.linearizable)),
-            format!("own copies: {}", verdict_line(&self.own_copies)),
+            format!("own copies: {}", own_copies_line(self.own_copies.as_ref())),
         ];
-        lines.extend(self.not_refused.iter().chain(&self.linearizable.described).chain(&self.own_copies.described).cloned());
+        lines.extend(
+            self.not_refused
+                .iter()
+                .chain(&self.linearizable.described)
+                .chain(self.own_copies.iter().flat_map(|verdict| &verdict.described))
+                .cloned(),
+        );
         lines.extend(self.refusals.first().cloned());
         lines
     }
@@ -243,7 +249,7 @@ pub async fn run_cut_off(binary: &Path, folder: &Path, plan: &CutOffPlan) -> any
     ensure!(ended.is_empty(), "{}", ended.join("; "));
     let expected = Rc::new(expected);
     let linearizable = verify(&cluster.addresses(), &expected, false).await;
-    let own_copies = verify(&cluster.addresses(), &expected, true).await;
+    let own_copies = verify_own_copies(&cluster.addresses(), &expected).await;
     cluster.stop();
     let kills_during_install = plan.kills_during_install;
     Ok(CutOffReport {

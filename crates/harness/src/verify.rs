@@ -95,6 +95,14 @@ pub async fn verify(addresses: &[SocketAddr], expected: &Rc<Vec<(Vec<u8>, Expect
     Rc::try_unwrap(verdict).expect("the readers have ended").into_inner()
 }
 
+/// The same of each node's own copy; `None` if the nodes do not serve `?consistency=stale`.
+pub async fn verify_own_copies(addresses: &[SocketAddr], expected: &Rc<Vec<(Vec<u8>, Expected)>>) -> Option<Verdict> {
+    let mut wire = Wire::new(*addresses.first()?, Duration::from_secs(5));
+    let path = "/v1/kv/own-copy?consistency=stale";
+    let not_built = wire.exchange("GET", path, b"").await.is_ok_and(|reply| reply.status == 501);
+    if not_built { None } else { Some(verify(addresses, expected, true).await) }
+}
+
 async fn read(wire: &mut Wire, key: &[u8], stale: bool) -> Result<Option<Vec<u8>>, String> {
     let mut last = String::new();
     for attempt in 0..ATTEMPTS_MAX {

@@ -7,6 +7,7 @@ mod demo;
 mod get;
 mod not_built;
 mod put;
+mod serve;
 
 use clap::{Args, Subcommand};
 use flotilla::client::{Answer, Ask, Client, Endpoint};
@@ -22,6 +23,8 @@ use std::time::Duration;
 pub(crate) enum Command {
     /// Start a local cluster in one command; Ctrl-C stops it.
     Demo(demo::DemoArgs),
+    /// Run one node.
+    Serve(Box<serve::ServeArgs>),
     /// Print the value of a key; exits 3 if there is no such key.
     Get(get::GetArgs),
     /// Write a key.
@@ -60,6 +63,7 @@ impl Command {
     pub(crate) fn run(self) -> Result<ExitCode, CommandError> {
         match self {
             Command::Demo(args) => block_on(args.run()),
+            Command::Serve(args) => args.run(),
             Command::Get(args) => block_on(args.run()),
             Command::Put(args) => block_on(args.run()),
             Command::Del(args) => block_on(args.run()),

@@ -1,0 +1,145 @@
+//! The binary as a user meets it: a demo cluster, the client commands, exit codes.
+#![allow(clippy::disallowed_methods, reason = "processes and clocks are what this is about")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn flotilla(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flotilla")).args(arguments).env_remove("FLOTILLA_ENDPOINT").output().expect("the binary runs")
+}
+
+/// Exit code, standard output and standard error.
+fn outcome(arguments: &[&str]) -> (i32, String, String) {
+    let output = flotilla(arguments);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code().expect("it was not killed"), text(output.stdout), text(output.stderr))
+}
+
+/// A demo cluster; ended in order when dropped.
+struct Demo {
+    process: Child,
+    output: BufReader<ChildStdout>,
+    urls: Vec<String>,
+}
+
+impl Demo {
+    fn start(nodes: usize) -> Demo {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
+        command.args(["demo", "--nodes", &nodes.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        let mut process = command.spawn().expect("the binary runs");
+        let mut output = BufReader::new(process.stdout.take().expect("piped"));
+        let mut urls = Vec::new();
+        while urls.len() < nodes {
+            let mut line = String::new();
+            assert!(output.read_line(&mut line).expect("text") > 0, "the demo ended: {:?}", process.wait());
+            urls.extend(line.starts_with("http://").then(|| line.trim().to_owned()));
+        }
+        Demo { process, output, urls }
+    }
+
+    /// SIGTERM, as Ctrl-C; gives the rest of what it said.
+    fn end(mut self) -> String {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").arg(&id).status().expect("kill is there").success());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.process.try_wait().expect("our child").is_none() {
+            assert!(Instant::now() < deadline, "the demo does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).expect("text");
+        rest
+    }
+}
+
+#[test]
+fn a_demo_cluster_serves_every_command() {
+    let demo = Demo::start(3);
+    let (first, last) = (demo.urls[0].clone(), demo.urls[2].clone());
+    let all = demo.urls.join(",");
+
+    let (code, version, _) = outcome(&["put", "a key/ä", "hello", "--endpoint", &first]);
+    assert_eq!(code, 0);
+    assert_eq!(outcome(&["get", "a key/ä", "--endpoint", &last]), (0, "hello".into(), String::new()));
+    assert_eq!(outcome(&["get", "nothing", "--endpoint", &last]).0, 3);
+
+    assert_eq!(outcome(&["put", "a key/ä", "x", "--if-absent", "--endpoint", &last]).0, 1);
+    assert_eq!(outcome(&["put", "a key/ä", "x", "--if-version", "999999", "--endpoint", &last]).0, 1);
+    assert_eq!(outcome(&["put", "a key/ä", "world", "--if-version", version.trim(), "--endpoint", &last]).0, 0);
+    assert_eq!(outcome(&["get", "a key/ä", "--endpoint", &first]).1, "world");
+
+    let mut piped = Command::new(env!("CARGO_BIN_EXE_flotilla"));
+    let mut piped =
+        piped.args(["put", "bytes", "-", "--endpoint", &first]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
+    piped.stdin.take().expect("piped").write_all(b"\0\xff\n").expect("it reads");
+    assert!(piped.wait().expect("our child").success());
+    assert_eq!(flotilla(&["get", "bytes", "--endpoint", &last]).stdout, b"\0\xff\n");
+
+    assert_eq!(outcome(&["del", "bytes", "--endpoint", &first]), (0, "deleted\n".into(), String::new()));
+    assert_eq!(outcome(&["del", "bytes", "--endpoint", &last]).1, "no such key\n");
+
+    let (code, status, _) = outcome(&["cluster", "status", "--endpoint", &all]);
+    assert!(code == 0 && status.contains("3 nodes: every shard on at least 3"), "{status}");
+    let nodes: serde_json::Value = serde_json::from_str(&outcome(&["cluster", "nodes", "--json", "--endpoint", &all]).1).expect("JSON");
+    assert_eq!(nodes.as_array().map(Vec::len), Some(3));
+    assert!(outcome(&["cluster", "locate", "foo", "--endpoint", &all]).1.starts_with("slot 12182, shard s47, leader n"));
+
+    let bench =
+        ["bench", "mixed", "--ops", "500", "--duration", "20s", "--warmup", "0s", "--keys", "100", "-c", "8", "--json", "--endpoint"];
+    for extra in [&["--leader-direct"][..], &["--rate", "1000"]] {
+        let (code, report, error) = outcome(&[&bench[..], &[&all], extra].concat());
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap_or_else(|_| panic!("exit {code}: {report} {error}"));
+        assert_eq!((code, &report["failures"], &report["server_processes"]), (0, &serde_json::json!({}), &serde_json::json!(3)));
+    }
+
+    demo.end();
+    let (code, _, error) = outcome(&["get", "a", "--endpoint", &all]);
+    assert!(code == 1 && error.contains("cannot connect"), "the nodes live on: {code} {error}");
+}
+
+#[test]
+fn bad_usage_exits_2_in_one_line() {
+    for arguments in [
+        &["scan"][..],
+        &["cluster", "drain", "n1"],
+        &["no-such-command"],
+        &["get", ""],
+        &["serve"],
+        &["serve", "--data-dir", "/x", "--replicas", "2"],
+    ] {
+        let (code, out, error) = outcome(arguments);
+        assert_eq!((code, out.as_str(), error.lines().count()), (2, "", 1), "{arguments:?}: {error}");
+    }
+    let (code, _, error) = outcome(&["serve", "--data-dir", "/x", "--http-addr", "0.0.0.0:1", "--advertise-http", "h:1"]);
+    assert!(code == 2 && error.contains("--insecure"), "{code} {error}");
+}
+
+#[test]
+fn flags_win_over_environment_and_that_over_the_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("flotilla.toml");
+    // Each layer names a zone that is refused, so that the message shows whose it was.
+    std::fs::write(&file, "data-dir = \"/x\"\nzone = \"of file\"\n").expect("written");
+    let zone_refused = |environment: Option<&str>, flag: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
+        command.args(["serve", "--config"]).arg(&file).args(flag.into_iter().flat_map(|zone| ["--zone", zone]));
+        command.envs(environment.map(|zone| ("FLOTILLA_ZONE", zone)));
+        String::from_utf8(command.output().expect("it runs").stderr).expect("text")
+    };
+    assert!(zone_refused(None, None).contains("of file"));
+    assert!(zone_refused(Some("of environment"), None).contains("of environment"));
+    assert!(zone_refused(Some("of environment"), Some("of flag")).contains("of flag"));
+}
+
+#[test]
+fn an_address_in_use_ends_a_node_in_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data_dir = folder.path().join("data").display().to_string();
+    let (code, _, error) = outcome(&["serve", "--data-dir", &data_dir, "--http-addr", &address, "--peer-addr", "127.0.0.1:0"]);
+    assert!(code == 1 && error.lines().count() == 1 && error.contains("in use"), "{code} {error}");
+}

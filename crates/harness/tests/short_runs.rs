@@ -1,0 +1,40 @@
+//! The runs of the harness, short: seconds instead of minutes, the same checks.
+#![allow(clippy::disallowed_methods, reason = "real processes and files")]
+
+use flotilla_harness::{binary::flotilla_binary, kill, real_data, weather};
+use std::path::Path;
+use std::time::Duration;
+
+fn with_folder<T>(run: impl AsyncFnOnce(&Path, &Path) -> anyhow::Result<T>) -> T {
+    let binary = flotilla_binary().expect("the binary");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, run(&binary, folder.path())).expect("the run itself does not fail")
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_by_kill_9() {
+    let second = Duration::from_secs(1);
+    let plan = kill::KillPlan { kills: 3, quiet: second, down: second, writers_per_shard: 1, think_time: second / 20, timeout: 2 * second };
+    let report = with_folder(async |binary, folder| kill::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+    assert!(report.acknowledged > 1000, "{:#?}", report.lines());
+}
+
+#[test]
+fn real_data_survives_a_kill() {
+    if real_data::packages().is_err() {
+        eprintln!("no apt on this machine: nothing to write");
+        return;
+    }
+    let plan = real_data::RealDataPlan { connections: 32, packages_max: Some(2000) };
+    let report = with_folder(async |binary, folder| real_data::run(binary, folder, &plan).await);
+    assert!(report.verdict.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn hopeless_starts_end_in_one_line() {
+    let cases = with_folder(async |binary, folder| weather::run(binary, folder, false).await);
+    let wrong: Vec<_> = cases.iter().filter(|case| !case.fine).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
