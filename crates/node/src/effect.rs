@@ -120,6 +120,20 @@ pub enum StoreJob {
     Sweep,
 }
 
+impl StoreJob {
+    /// Adds a run of entries to an apply job, which holds each replica once.
+    pub fn add_run(runs: &mut Vec<GroupApply>, run: GroupApply) {
+        match runs.iter_mut().find(|earlier| earlier.replica == run.replica) {
+            Some(earlier) => {
+                earlier.entries.extend(run.entries);
+                earlier.memberships.extend(run.memberships);
+                earlier.answers_wanted |= run.answers_wanted;
+            }
+            None => runs.push(run),
+        }
+    }
+}
+
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyTo {

@@ -15,7 +15,7 @@ use crate::state_machine::{GroupApplied, GroupApply, MutationBatch, MutationResu
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored};
 use flotilla_storage::log::{LogBatch, LogRecord};
-use flotilla_types::{EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
+use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for the log.
@@ -100,7 +100,7 @@ impl Node {
             && replica.install.is_none()
             && let Some(ready) = replica.group.take_ready()
         {
-            self.take_ready(group, ready);
+            self.take_ready(group, ready, now);
         }
         let wanted = self.replicas.get_mut(&group).map(|replica| replica.group.snapshots_wanted()).unwrap_or_default();
         for follower in wanted {
@@ -108,13 +108,13 @@ impl Node {
         }
     }
 
-    fn take_ready(&mut self, group: GroupId, mut ready: Ready) {
+    fn take_ready(&mut self, group: GroupId, mut ready: Ready, now: Now) {
         self.send_raft(group, std::mem::take(&mut ready.send_now));
         if self.config.fault == Some(PlantedFault::LoneVoterSendsBeforeSync) {
             self.send_raft(group, std::mem::take(&mut ready.send_when_persisted));
         }
         let committed = std::mem::take(&mut ready.committed);
-        self.queue_apply(group, committed);
+        self.queue_apply(group, committed, now);
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let key = replica.key;
         if let Some(snapshot) = &ready.snapshot {
@@ -320,8 +320,9 @@ impl Node {
     }
 
     /// Hands committed entries to the apply thread, with the configuration that each change makes.
-    fn queue_apply(&mut self, group: GroupId, entries: Vec<flotilla_types::Entry>) {
+    fn queue_apply(&mut self, group: GroupId, entries: Vec<Entry>, now: Now) {
         let Some(replica) = self.replicas.get_mut(&group).filter(|_| !entries.is_empty()) else { return };
+        let answers_wanted = !replica.proposed.is_empty() || group == GroupId::CONTROL;
         let mut memberships = Vec::new();
         let mut bytes = 0;
         for entry in &entries {
@@ -335,9 +336,13 @@ impl Node {
             }
         }
         replica.applying.extend(entries.last().map(|last| (last.index, bytes)));
+        let key = replica.key;
         self.unapplied_bytes += bytes;
-        let answers_wanted = !replica.proposed.is_empty() || group == GroupId::CONTROL;
-        self.supervision.applying.push(GroupApply { replica: replica.key, entries, memberships, answers_wanted });
+        if !memberships.is_empty() {
+            self.report_soon(now);
+        }
+        // A turn may take several Readies of a group.
+        StoreJob::add_run(&mut self.supervision.applying, GroupApply { replica: key, entries, memberships, answers_wanted });
     }
 
     /// Sends this turn's committed entries of all groups as one job.

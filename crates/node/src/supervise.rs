@@ -24,6 +24,10 @@ use std::time::Duration;
 
 /// How often each node reports and the control group's leader plans.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// The same, when something has just changed.
+const REPORT_SOON: Duration = Duration::from_millis(60);
+/// While no group holds more than this, groups need not move a few at a time.
+const SMALL_GROUP_BYTES: u64 = 1 << 20;
 /// How often leaders look whether their groups' members are the wanted ones.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
 /// A node that has not reported for this long counts as down.
@@ -111,6 +115,11 @@ impl Node {
 
     pub(crate) fn persist_is_done(&mut self) {
         self.supervision.persisting = false;
+    }
+
+    /// Members have changed: whoever plans should hear of it, and go on, without waiting for the next round.
+    pub(crate) fn report_soon(&mut self, now: Now) {
+        self.supervision.next_report = self.supervision.next_report.min(now.instant + REPORT_SOON);
     }
 
     // ---- links ----
@@ -219,6 +228,11 @@ impl Node {
         if report.epoch < self.control.epoch && !self.holds_control(from) {
             self.send(from, PeerMessage::ControlCopy(self.control.encode()));
         }
+        let led = |report: &Report| report.groups.iter().map(|(group, led)| (*group, led.membership.clone(), led.record_epoch)).collect::<Vec<_>>();
+        let before = self.supervision.reports.get(&from).map(|(_, report)| led(report));
+        if self.leads_control() && before.as_ref() != Some(&led(&report)) {
+            self.report_soon(now);
+        }
         self.supervision.reports.insert(from, (now.instant, report));
     }
 
@@ -261,7 +275,10 @@ impl Node {
             }
         }
         if commands.is_empty() {
-            commands = plan(&self.control, &self.observed(now), &PlanLimits::default());
+            let observed = self.observed(now);
+            let small = observed.groups.values().all(|report| report.bytes <= SMALL_GROUP_BYTES);
+            let limits = if small { PlanLimits { motions_max: 128, motions_per_node_max: 128, commands_max: 256 } } else { PlanLimits::default() };
+            commands = plan(&self.control, &observed, &limits);
         }
         for command in commands {
             if self.propose_control(&command).is_none() {
@@ -417,7 +434,10 @@ impl Node {
     }
 
     fn ask_about_orphans(&mut self, now: Now) {
-        let orphaned = |replica: &Replica| replica.leaderless_since.is_some_and(|since| now.instant.saturating_since(since) > ORPHAN_AFTER);
+        // One that has applied its own removal never campaigns, and so never loses the leader it knew.
+        let outside = |replica: &Replica| replica.is_initialized() && !replica.group.membership().contains(replica.key.replica);
+        let leaderless = |replica: &Replica| replica.leaderless_since.is_some_and(|since| now.instant.saturating_since(since) > ORPHAN_AFTER);
+        let orphaned = |replica: &Replica| outside(replica) || leaderless(replica);
         let orphans: Vec<ReplicaKey> = self.replicas.values().filter(|replica| orphaned(replica)).map(|replica| replica.key).collect();
         let asked = self.control_voters();
         for key in orphans {
