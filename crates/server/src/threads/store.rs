@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Groups' runs of entries that are merged into one job, so that its results do not wait for ever.
-const MERGED_RUNS_MAX: usize = 1024;
+const MERGED_RUNS_MAX: usize = 256;
 
 /// The loop's end of the apply thread.
 pub(crate) struct StoreThread {
@@ -50,6 +50,12 @@ impl StoreThread {
     }
 }
 
+impl Drop for StoreThread {
+    fn drop(&mut self) {
+        self.jobs.close();
+    }
+}
+
 fn run<S: StateStore>(mut worker: StoreWorker<S>, queue: &JobQueue<StoreJob>, watch: &Watch, clock: &Clock, mailbox: &Mailbox) {
     let mut jobs = VecDeque::new();
     while queue.take_all(&mut jobs, None) != Waited::Closed {
@@ -59,7 +65,7 @@ fn run<S: StateStore>(mut worker: StoreWorker<S>, queue: &JobQueue<StoreJob>, wa
                     && let Some(StoreJob::Apply(_)) = jobs.front()
                 {
                     let Some(StoreJob::Apply(more)) = jobs.pop_front() else { unreachable!("just seen") };
-                    runs.extend(more);
+                    more.into_iter().for_each(|run| StoreJob::add_run(runs, run));
                 }
             }
             watch.begin(clock);
