@@ -441,7 +441,9 @@ impl Node {
 
     /// Ends the turn: everything that follows from the events handled since the last one.
     pub fn flush(&mut self, now: Now) -> Effects {
-        while let Some(group) = self.dirty.pop_first() {
+        while !self.log.is_full()
+            && let Some(group) = self.dirty.pop_first()
+        {
             self.propose_pending(group, now);
             self.take_readies(group, now);
             self.notice_leader(group, now);

@@ -30,7 +30,12 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub(crate) fn new(node: NodeId, first_round: u64) -> Reading {
-        Reading { rounds: ReadRounds::new(node).starting_at(first_round), waiting: BTreeSet::new(), asked: BTreeMap::new(), resolved: Vec::new() }
+        Reading {
+            rounds: ReadRounds::new(node).starting_at(first_round),
+            waiting: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            resolved: Vec::new(),
+        }
     }
 
     /// Gives up on rounds that nobody answers, and on reads whose time ran out.

@@ -81,6 +81,8 @@ pub(crate) struct Replica {
     pub(crate) bytes: u64,
     /// Writes to be proposed at the end of this turn.
     pub(crate) pending: Vec<(Waiter, Request)>,
+    /// What these hold.
+    pub(crate) pending_bytes: usize,
     pub(crate) proposed: VecDeque<Proposed>,
     /// Reads that no round has begun for.
     pub(crate) reads_new: Vec<WaitingRead>,
@@ -116,6 +118,7 @@ impl Replica {
             keys: 0,
             bytes: 0,
             pending: Vec::new(),
+            pending_bytes: 0,
             proposed: VecDeque::new(),
             reads_new: Vec::new(),
             reads_at: VecDeque::new(),
@@ -141,6 +144,13 @@ impl Replica {
         self.group.role() == RaftRole::Leader
     }
 
+    /// Takes the writes out that were not proposed.
+    pub(crate) fn take_pending(&mut self) -> Vec<(Waiter, Request)> {
+        self.pending_bytes = 0;
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Whether a configuration change is on its way.
     pub(crate) fn change_pending(&self) -> bool {
         self.change_at.is_some()
     }

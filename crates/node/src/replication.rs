@@ -13,7 +13,7 @@ use crate::replica::{Install, InstallStage, Proposed, Replica, Waiter};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use crate::state_machine::{GroupApplied, GroupApply, MutationBatch, MutationResult, ReplicaState, StopReason};
 use bytes::Bytes;
-use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored};
+use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored, StepError};
 use flotilla_storage::log::{LogBatch, LogRecord};
 use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Debug, Default)]
 pub(crate) struct LogQueue {
     batch: LogBatch,
+    batch_bytes: usize,
     must_sync: bool,
     held: Vec<Held>,
     /// Number of the last job sent.
@@ -45,8 +46,16 @@ struct Held {
 impl LogQueue {
     /// Adds a record to this turn's job.
     pub(crate) fn push(&mut self, record: LogRecord) {
+        if let LogRecord::Entries { entries, .. } = &record {
+            self.batch_bytes += entries.iter().map(|entry| entry.data.len() + ENTRY_OVERHEAD).sum::<usize>();
+        }
         self.batch.records.push(record);
         self.must_sync = true;
+    }
+
+    /// Whether this turn's job is as large as one may be: the rest goes into the next.
+    pub(crate) fn is_full(&self) -> bool {
+        self.batch_bytes >= JOB_BYTES_MAX
     }
 
     /// Whether all of a group's records are on disk.
@@ -72,7 +81,7 @@ impl Node {
     pub(crate) fn propose_pending(&mut self, group: GroupId, now: Now) {
         let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.pending.is_empty()) else { return };
         if !replica.is_leader() {
-            let unproposed = std::mem::take(&mut replica.pending);
+            let unproposed = replica.take_pending();
             return self.reroute(group, unproposed);
         }
         while !replica.pending.is_empty() {
@@ -82,12 +91,13 @@ impl Node {
                     self.stats.proposals += 1;
                     self.stats.mutations += count as u64;
                     let waiters = replica.pending.drain(..count).map(|(waiter, _)| Some(waiter)).collect();
+                    replica.pending_bytes = replica.pending.iter().map(|(_, request)| request.bytes()).sum();
                     replica.proposed.push_back(Proposed { index, term, waiters });
                 }
                 // Held back: the group becomes dirty again when something is committed or decided.
                 Err(ProposeError::Transferring | ProposeError::TooMuchUncommitted | ProposeError::ChangePending) => return,
                 Err(_) => {
-                    let unproposed = std::mem::take(&mut replica.pending);
+                    let unproposed = replica.take_pending();
                     return self.reroute(group, unproposed);
                 }
             }
@@ -166,6 +176,7 @@ impl Node {
             return;
         }
         queue.sent += 1;
+        queue.batch_bytes = 0;
         self.stats.log_jobs += 1;
         queue.under_way.push_back((queue.sent, std::mem::take(&mut queue.held)));
         let job = LogJob { number: queue.sent, batch: std::mem::take(&mut queue.batch), must_sync: std::mem::take(&mut queue.must_sync) };
@@ -275,10 +286,15 @@ impl Node {
         if message.is_snapshot() {
             return; // Comes only with the last of its rows.
         }
-        if let Err(error) = replica.group.step(message) {
-            self.out.notices.push(Notice::Info(format!("{key}: a message from {from} was refused: {error}")));
-        }
         self.dirty.insert(group);
+        match replica.group.step(message) {
+            Ok(()) => {}
+            // Something that this replica had acknowledged is gone: it must not vote on what is left.
+            Err(error @ (StepError::CommitPastEnd { .. } | StepError::Diverged { .. })) => {
+                self.stop_replica(key, &StopReason::Damaged(error.to_string()))
+            }
+            Err(error) => self.out.notices.push(Notice::Info(format!("{key}: a message from {from} was refused: {error}"))),
+        }
     }
 
     /// Makes sure that the addressed replica is here, creating it if the control group wants it;
@@ -471,7 +487,7 @@ impl Node {
             return;
         }
         if before == Some(me) {
-            let unproposed = std::mem::take(&mut replica.pending);
+            let unproposed = replica.take_pending();
             replica.checkpoints.clear();
             replica.change_at = None;
             self.reroute(group, unproposed);
@@ -497,6 +513,8 @@ impl Node {
     }
 }
 
+/// Bytes of entries after which a log job takes no further groups.
+const JOB_BYTES_MAX: usize = 64 << 20;
 /// Bytes that an entry costs beside its data, for bounds.
 pub(crate) const ENTRY_OVERHEAD: usize = 64;
 /// How many times the usual is kept of a group's log while a snapshot of it is being sent.

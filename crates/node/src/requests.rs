@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
+/// How long a request rests after the node it was sent to knew no leader either.
+const NO_LEADER_PAUSE: Duration = Duration::from_millis(40);
 /// Bytes of pending writes of one group that a turn may gather before it refuses more.
 const PENDING_BYTES_MAX: usize = 64 << 20;
 
@@ -39,6 +41,8 @@ struct Parked {
     ticket: Ticket,
     request: Request,
     expires: Instant,
+    /// Not routed again before this, unless the leader is seen to change.
+    not_before: Instant,
 }
 
 #[derive(Debug)]
@@ -107,7 +111,7 @@ impl Node {
         }
         match self.leader_of(group).filter(|node| self.link_is_up(*node)) {
             Some(node) => self.forward(ticket, node, group, request, expires, now),
-            None => self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires }),
+            None => self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires, not_before: Instant::ZERO }),
         }
     }
 
@@ -158,9 +162,7 @@ impl Node {
                     let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
                 }
-                let pending: usize =
-                    if replica.pending.len() > 64 { replica.pending.iter().map(|(_, request)| request.bytes()).sum() } else { 0 };
-                if writes_refused || pending > PENDING_BYTES_MAX {
+                if writes_refused || replica.pending_bytes > PENDING_BYTES_MAX {
                     self.stats.refused += 1;
                     return self.refuse(
                         waiter.to,
@@ -168,6 +170,7 @@ impl Node {
                         "the store is behind with applying writes: try again shortly",
                     );
                 }
+                replica.pending_bytes += request.bytes();
                 replica.pending.push((waiter, request));
                 self.dirty.insert(group);
             }
@@ -223,10 +226,11 @@ impl Node {
                     None => self.requests.hints.remove(&group),
                 };
                 // Not at once: whoever we took for the leader, and the hint, may be behind.
-                self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires });
+                let not_before = if leader.is_some() { Instant::ZERO } else { now.instant + NO_LEADER_PAUSE };
+                self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires, not_before });
             }
             Reply::Failed(failure) if failure.reason == FailureReason::ShuttingDown && failure.outcome == Outcome::NotApplied => {
-                self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires });
+                self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires, not_before: Instant::ZERO });
             }
             reply => {
                 if !self.replicas.contains_key(&group) {
@@ -247,7 +251,7 @@ impl Node {
                 let detail = format!("the connection to the shard's leader, {}, was lost before it answered", self.name_of(node));
                 self.answer_local(ticket, Reply::Failed(Failure::unknown(FailureReason::Timeout, detail)));
             } else {
-                self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires });
+                self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires, not_before: Instant::ZERO });
             }
         }
         self.requests.hints.retain(|_, hint| *hint != node);
@@ -257,18 +261,19 @@ impl Node {
     pub(crate) fn retry_parked(&mut self, now: Now) {
         for (group, parked) in std::mem::take(&mut self.requests.parked) {
             let leads_here = self.replicas.get(&group).is_some_and(|replica| replica.is_leader());
-            if leads_here || self.leader_of(group).is_some_and(|node| self.link_is_up(node)) {
-                for Parked { ticket, request, expires } in parked {
-                    self.route(ticket, request, expires, now);
+            let known = leads_here || self.leader_of(group).is_some_and(|node| self.link_is_up(node));
+            for waiting in parked {
+                if known && waiting.not_before <= now.instant {
+                    self.route(waiting.ticket, waiting.request, waiting.expires, now);
+                } else {
+                    self.requests.parked.entry(group).or_default().push(waiting);
                 }
-            } else {
-                self.requests.parked.entry(group).or_default().extend(parked);
             }
         }
     }
 
     pub(crate) fn retry_parked_of(&mut self, group: GroupId, now: Now) {
-        for Parked { ticket, request, expires } in self.requests.parked.remove(&group).unwrap_or_default() {
+        for Parked { ticket, request, expires, .. } in self.requests.parked.remove(&group).unwrap_or_default() {
             self.route(ticket, request, expires, now);
         }
     }
@@ -279,7 +284,12 @@ impl Node {
             match waiter.to {
                 // Parked, not routed at once: who leads now is known by the end of the turn.
                 ReplyTo::Local(ticket) => {
-                    self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires: waiter.expires });
+                    self.requests.parked.entry(group).or_default().push(Parked {
+                        ticket,
+                        request,
+                        expires: waiter.expires,
+                        not_before: Instant::ZERO,
+                    });
                 }
                 ReplyTo::Peer { node, id } => self.refuse_as_not_leader(node, id, group),
             }
@@ -332,8 +342,9 @@ impl Node {
                 }
                 !over(read.waiter.expires)
             });
-            replica.pending.retain(|(waiter, _)| {
+            replica.pending.retain(|(waiter, request)| {
                 if over(waiter.expires) {
+                    replica.pending_bytes -= request.bytes();
                     answers.push(no_quorum(waiter.to));
                 }
                 !over(waiter.expires)

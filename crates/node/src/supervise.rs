@@ -91,6 +91,9 @@ impl Node {
             self.expire_transfers(now.instant);
             self.expire_joins(now.instant);
             self.reconcile(now);
+            if self.shutting_down {
+                self.hand_over(now); // A transfer may have failed, or a leadership come late.
+            }
             self.ask_about_orphans(now);
         }
         if now.instant >= self.supervision.next_report {
@@ -228,7 +231,9 @@ impl Node {
         if report.epoch < self.control.epoch && !self.holds_control(from) {
             self.send(from, PeerMessage::ControlCopy(self.control.encode()));
         }
-        let led = |report: &Report| report.groups.iter().map(|(group, led)| (*group, led.membership.clone(), led.record_epoch)).collect::<Vec<_>>();
+        let led = |report: &Report| {
+            report.groups.iter().map(|(group, led)| (*group, led.membership.clone(), led.record_epoch)).collect::<Vec<_>>()
+        };
         let before = self.supervision.reports.get(&from).map(|(_, report)| led(report));
         if self.leads_control() && before.as_ref() != Some(&led(&report)) {
             self.report_soon(now);
@@ -277,7 +282,8 @@ impl Node {
         if commands.is_empty() {
             let observed = self.observed(now);
             let small = observed.groups.values().all(|report| report.bytes <= SMALL_GROUP_BYTES);
-            let limits = if small { PlanLimits { motions_max: 128, motions_per_node_max: 128, commands_max: 256 } } else { PlanLimits::default() };
+            let limits =
+                if small { PlanLimits { motions_max: 128, motions_per_node_max: 128, commands_max: 256 } } else { PlanLimits::default() };
             commands = plan(&self.control, &observed, &limits);
         }
         for command in commands {
@@ -347,7 +353,7 @@ impl Node {
         self.shutting_down = true;
         let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
         for group in led {
-            let Some(replica) = self.replicas.get(&group) else { continue };
+            let Some(replica) = self.replicas.get(&group).filter(|replica| !replica.group.is_transferring()) else { continue };
             let me = replica.key.replica;
             let progress = |id: ReplicaId| replica.group.progress(id).filter(|p| p.recently_active && !p.in_snapshot);
             let best =
@@ -436,7 +442,8 @@ impl Node {
     fn ask_about_orphans(&mut self, now: Now) {
         // One that has applied its own removal never campaigns, and so never loses the leader it knew.
         let outside = |replica: &Replica| replica.is_initialized() && !replica.group.membership().contains(replica.key.replica);
-        let leaderless = |replica: &Replica| replica.leaderless_since.is_some_and(|since| now.instant.saturating_since(since) > ORPHAN_AFTER);
+        let leaderless =
+            |replica: &Replica| replica.leaderless_since.is_some_and(|since| now.instant.saturating_since(since) > ORPHAN_AFTER);
         let orphaned = |replica: &Replica| outside(replica) || leaderless(replica);
         let orphans: Vec<ReplicaKey> = self.replicas.values().filter(|replica| orphaned(replica)).map(|replica| replica.key).collect();
         let asked = self.control_voters();
@@ -488,7 +495,7 @@ impl Node {
         self.reroute_reads(key.group);
         let Some(mut replica) = self.replicas.remove(&key.group) else { return };
         self.unapplied_bytes -= replica.applying.iter().map(|(_, bytes)| bytes).sum::<usize>();
-        let pending = std::mem::take(&mut replica.pending);
+        let pending = replica.take_pending();
         self.reroute(key.group, pending);
         let reads: Vec<_> = replica.reads_at.drain(..).map(|(_, read)| read).collect();
         self.reroute(key.group, reads.into_iter().map(|read| (read.waiter, Request::Get { key: read.key })).collect());
@@ -573,6 +580,9 @@ impl Node {
     /// that a majority of the voters shares convicts another.
     pub(crate) fn handle_checkpoint(&mut self, group: GroupId, from: ReplicaId, index: LogIndex, hash: u64) {
         let Some(replica) = self.replicas.get_mut(&group).filter(|replica| replica.is_leader()) else { return };
+        if replica.group.membership().role_of(from).is_none() {
+            return;
+        }
         let at = replica.checkpoints.entry(index).or_default();
         at.insert(from, hash);
         let at = at.clone();
@@ -593,6 +603,7 @@ impl Node {
             }
             return;
         };
+        replica.diverged = false;
         for (id, _) in at.iter().filter(|(_, other)| **other != agreed) {
             if *id == own {
                 self.handle_diverged(group, own, index);
