@@ -56,7 +56,7 @@ pub async fn run(binary: &Path, folder: &Path, slow: bool) -> anyhow::Result<Vec
     let locked = NodeSpec { data_dir: cluster.spec(0).data_dir.clone(), ..trial.spec("locked")? };
     cases.push(trial.judge("data folder in use", &locked, refused(&["lock", "in use", "another process"])).await?);
 
-    let mut taken = trial.spec("n2")?;
+    let mut taken = NodeSpec { data_dir: folder.join("taken"), ..trial.spec("n2")? };
     taken.join = vec![member];
     cases.push(trial.judge("name of a live node", &taken, refused(&["name", "taken", "already"])).await?);
 
@@ -81,6 +81,7 @@ pub async fn run(binary: &Path, folder: &Path, slow: bool) -> anyhow::Result<Vec
 
     // A wiped node under its old name.
     cluster.kill(2);
+    wait_down(&cluster, &cluster.spec(2).name).await?;
     let wiped = NodeSpec { data_dir: folder.join("wiped"), ..cluster.spec(2).clone() };
     cases.push(trial.judge("wiped node under its old name", &wiped, refused(&["--replace"])).await?);
     cluster.launch(2)?;
@@ -133,22 +134,22 @@ impl Damage {
         }
     }
 
-    /// Changes the oldest file of the log; says whether there was one.
+    /// Changes what is on disk; says whether there was such a file.
     fn inflict(self, data_dir: &Path) -> anyhow::Result<bool> {
-        let mut files = files_below(data_dir)?;
-        files.retain(|path| path.components().any(|part| part.as_os_str() == "log"));
+        if self == Damage::RaiseFormat {
+            // The line of the whole data folder; docs/formats.md draws it.
+            let marker = data_dir.join("flotilla-data");
+            let there = marker.is_file();
+            fs::write(&marker, "flotilla data-dir, format 99\n")?;
+            return Ok(there);
+        }
+        let mut files = files_below(&data_dir.join("log"))?;
         files.sort();
         let Some(file) = files.into_iter().find(|path| fs::metadata(path).is_ok_and(|meta| meta.len() > 4096)) else { return Ok(false) };
         let mut bytes = fs::read(&file)?;
-        match self {
-            // In the middle of what was written: after it there is more, so it was once whole.
-            Damage::FlipBytes => {
-                let written = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0);
-                bytes[written / 2..written / 2 + 16].iter_mut().for_each(|byte| *byte ^= 0xFF);
-            }
-            // A format number follows the magic number of 8 bytes.
-            Damage::RaiseFormat => bytes[8..10].fill(0xEE),
-        }
+        // In the middle of what was written: after it there is more, so it was once whole.
+        let written = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0);
+        bytes[written / 2..written / 2 + 16].iter_mut().for_each(|byte| *byte ^= 0xFF);
         fs::write(&file, bytes)?;
         Ok(true)
     }
@@ -256,6 +257,21 @@ impl Trial<'_> {
         let spec = NodeSpec { data_dir: mount_point.join("data"), ..self.spec("readonly")? };
         self.judge("data folder not writable", &spec, refused(&["read-only", "permission", "readonly.disk"])).await
     }
+}
+
+/// Waits until the others hold the node for dead.
+async fn wait_down(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        if let Ok(body) = cluster.client().fetch("/v1/cluster").await {
+            let view: flotilla::cluster_view::ClusterView = serde_json::from_slice(&body)?;
+            if view.node(name).is_some_and(|node| node.state == "down") {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("{name} was killed and is not held for dead after a minute")
 }
 
 fn fill_disk(ballast: &Path) -> anyhow::Result<()> {
