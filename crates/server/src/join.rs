@@ -182,7 +182,7 @@ mod tests {
     }
 
     /// Joins by a server that always answers the same.
-    async fn join_by(answer: &'static str) -> String {
+    async fn join_by(answer: &str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let target = listener.local_addr().expect("an address").to_string();
         let serve = async {
@@ -202,17 +202,19 @@ mod tests {
         joined.expect_err("it must fail").to_string().replace(&target, "TARGET")
     }
 
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
     #[tokio::test]
     async fn each_way_to_fail_is_told_apart() {
         let no_node = join_by("HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nnginx").await;
         assert!(no_node.starts_with("TARGET answers with status 404, but not as a Flotilla node"), "{no_node}");
         let no_http = join_by("SSH-2.0-OpenSSH_9.9\r\n").await;
         assert!(no_http.starts_with("TARGET answers, but not as a Flotilla node"), "{no_http}");
-        let taken =
-            join_by("HTTP/1.1 409 Conflict\r\nContent-Length: 55\r\n\r\n{\"code\":\"name_taken\",\"detail\":\"start with --replace, ok\"}")
-                .await;
-        assert_eq!(taken, "TARGET refuses the join: start with --replace, ok");
-        let not_yet = join_by("HTTP/1.1 503 Busy\r\nContent-Length: 37\r\n\r\n{\"code\":\"no_quorum\",\"detail\":\"later\"}").await;
+        let taken = join_by(&answer("409 Conflict", r#"{"code":"name_taken","detail":"start with --replace"}"#)).await;
+        assert_eq!(taken, "TARGET refuses the join: start with --replace");
+        let not_yet = join_by(&answer("503 Busy", r#"{"code":"no_quorum","detail":"later"}"#)).await;
         assert_eq!(not_yet, "no member took this node in within 0 s; last: TARGET: later");
     }
 }

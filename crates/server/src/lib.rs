@@ -13,6 +13,7 @@ pub mod config;
 pub mod data_dir;
 mod driver;
 pub mod error;
+mod file_limit;
 pub mod handle;
 pub mod http;
 mod job_queue;

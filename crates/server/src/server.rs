@@ -187,6 +187,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         let _ = door_closes.await;
     });
     let door = tokio::task::spawn_local(door);
+    let door_abort = door.abort_handle();
     let introducing = tokio::task::spawn_local(introduce(handle.clone(), profile));
     on_started(&started);
 
@@ -206,6 +207,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     };
     introducing.abort();
     listening.abort();
+    door_abort.abort();
     links.close();
     if ended.is_ok() {
         // Everything that was acknowledged is in the log; this spares the next start some work.
@@ -220,6 +222,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
 /// As [`run`].
 pub fn serve_blocking(config: ServerConfig, on_started: impl FnOnce(&Started)) -> Result<(), ServerError> {
     crate::shutdown::end_on_panic();
+    crate::file_limit::raise();
     let failed = |attempted| move |source| ServerError::System { attempted, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -384,7 +387,6 @@ async fn drain(handle: &NodeHandle, door: tokio::task::JoinHandle<()>) {
     while Instant::now() < deadline && !(done() && door.is_finished()) {
         tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
     }
-    door.abort();
 }
 
 fn node_config(limits: &Limits) -> NodeConfig {

@@ -19,6 +19,8 @@ pub mod handshake;
 mod incoming;
 mod outgoing;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use incoming::listen;
 pub use socket::bind;

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -197,13 +197,17 @@ async fn run(links: Links, shared: Rc<Shared>) {
         let address = shared.state.borrow().address.clone();
         let refused = match connect(&links, &shared, &address).await {
             Ok(stream) => {
-                backoff = BACKOFF_MIN;
+                let since = Instant::now();
                 shared.state.borrow_mut().stream = Some(Rc::clone(&stream));
                 if !bulk {
                     links.main_changed(peer, false);
                 }
                 let ended = serve(&links, &shared, &stream).await;
                 drop(stream);
+                // One that is ended at once is dialed less and less often.
+                if since.elapsed() > BACKOFF_MAX {
+                    backoff = BACKOFF_MIN;
+                }
                 match ended {
                     Ended::Idle => false,
                     Ended::ByPeer(what) => {

@@ -60,6 +60,12 @@ impl LogThread {
     }
 }
 
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        self.jobs.close();
+    }
+}
+
 fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, clock: &Clock, mailbox: &Mailbox) -> Result<(), LogError> {
     let mut jobs = VecDeque::new();
     let mut unsealed = false;

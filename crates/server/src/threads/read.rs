@@ -79,6 +79,12 @@ impl<S: StateStore> Readers<S> {
     }
 }
 
+impl<S> Drop for Readers<S> {
+    fn drop(&mut self) {
+        self.jobs.close();
+    }
+}
+
 impl Pace {
     fn note(&mut self, took: Duration) {
         self.average = (self.average * 7 + took) / 8;
