@@ -93,6 +93,10 @@ impl PeerMessage {
                 out.put_u64_le(index.0);
                 out.put_u64_le(*hash);
             }
+            PeerMessage::ControlEpoch { epoch } => {
+                out.put_u8(14);
+                out.put_u64_le(*epoch);
+            }
             PeerMessage::Diverged { group, replica, index } => {
                 out.put_u8(13);
                 out.put_u32_le(group.0);
@@ -159,6 +163,7 @@ impl PeerMessage {
                 hash: reader.u64("hash")?,
             },
             13 => PeerMessage::Diverged { group: group(reader)?, replica: replica(reader)?, index: LogIndex(reader.u64("index")?) },
+            14 => PeerMessage::ControlEpoch { epoch: reader.u64("epoch")? },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),
         })
     }

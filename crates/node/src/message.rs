@@ -81,6 +81,11 @@ pub enum PeerMessage {
         /// A replica without a leader asks whether it is still wanted (none: just the copy).
         orphan: Option<(GroupId, ReplicaId)>,
     },
+    /// The control group's leader answers a report: this is the epoch in force.
+    ControlEpoch {
+        /// The epoch.
+        epoch: u64,
+    },
     /// A follower's chained hash at a named index, for the leader to compare (decision 11).
     Checkpoint {
         /// The group.

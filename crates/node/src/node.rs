@@ -393,6 +393,7 @@ impl Node {
             PeerMessage::Report(bytes) => self.handle_report(from, &bytes, now),
             PeerMessage::ControlCopy(bytes) => self.handle_control_copy(bytes, now),
             PeerMessage::ControlAsk { epoch, orphan } => self.handle_control_ask(from, epoch, orphan),
+            PeerMessage::ControlEpoch { epoch } => self.handle_control_epoch(epoch, now),
             PeerMessage::Checkpoint { group, replica, index, hash } => self.handle_checkpoint(group, replica, index, hash),
             PeerMessage::Diverged { group, replica, index } => self.handle_diverged(group, replica, index),
         }

@@ -32,6 +32,8 @@ const SMALL_GROUP_BYTES: u64 = 1 << 20;
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
 /// A node that has not reported for this long counts as down.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For how long the control leader's word that a copy is the latest is good enough to change members by.
+const EPOCH_CONFIRMED_FOR: Duration = Duration::from_secs(3);
 /// A link that was lost must stay so for this long before others campaign in the leader's place.
 const LOST_LEADER_GRACE: Duration = Duration::from_millis(100);
 /// A replica without a leader for this long asks whether it is still wanted (10 election timeouts).
@@ -60,6 +62,8 @@ pub(crate) struct Supervision {
     pub(crate) reports: BTreeMap<NodeId, (Instant, Report)>,
     /// Joins proposed to the control group: who is told, and what is answered.
     joins: Vec<(LogIndex, Term, Waiter)>,
+    /// When the control group's leader last said that the copy here is the latest.
+    epoch_confirmed: Option<Instant>,
     /// Replicas given up here for damage, to be replaced.
     pub(crate) reseeds: BTreeSet<ReplicaKey>,
     /// When leadership of a group was last handed over on purpose.
@@ -77,6 +81,7 @@ impl Supervision {
             applying: Vec::new(),
             reports: BTreeMap::new(),
             joins: Vec::new(),
+            epoch_confirmed: None,
             reseeds: BTreeSet::new(),
             transferred: BTreeMap::new(),
         }
@@ -129,6 +134,8 @@ impl Node {
 
     pub(crate) fn handle_link_up(&mut self, peer: NodeId, now: Now) {
         self.links.insert(peer, Link { up: true, since: now.instant });
+        // The copy kept over a restart may be old, and may not even say who the control voters are.
+        self.send(peer, PeerMessage::ControlAsk { epoch: self.control.epoch, orphan: None });
         for replica in self.replicas.values_mut() {
             if replica.leader_node() == Some(peer) {
                 replica.campaign_at = None;
@@ -269,7 +276,7 @@ impl Node {
 
     fn plan(&mut self, now: Now) {
         // A new leader first hears how things are.
-        if !self.leads_control() || self.replicas[&GroupId::CONTROL].applied < self.replicas[&GroupId::CONTROL].group.commit() {
+        if !self.knows_control_now() {
             return;
         }
         let mut commands = Vec::new();
@@ -296,6 +303,11 @@ impl Node {
     // ---- the wanted members of the groups led here ----
 
     fn reconcile(&mut self, now: Now) {
+        // An old copy would turn members back that were changed since, even to the cluster's first node.
+        let confirmed = self.supervision.epoch_confirmed.is_some_and(|at| now.instant.saturating_since(at) < EPOCH_CONFIRMED_FOR);
+        if !confirmed && !self.knows_control_now() {
+            return;
+        }
         let mut transfers = 0;
         let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
         for group in led {
@@ -416,6 +428,19 @@ impl Node {
             Ok(control) if control.cluster == self.control.cluster => self.adopt_control(&control),
             Ok(_) => self.out.notices.push(Notice::Warning("a copy of another cluster's control state was refused".to_owned())),
             Err(error) => self.out.notices.push(Notice::Warning(format!("a copy of the control state could not be read: {error}"))),
+        }
+    }
+
+    /// Whether the control group is led here and all that it agreed on before is applied.
+    fn knows_control_now(&self) -> bool {
+        self.replicas
+            .get(&GroupId::CONTROL)
+            .is_some_and(|replica| replica.group.serves_reads() && replica.applied >= replica.group.commit())
+    }
+
+    pub(crate) fn handle_control_epoch(&mut self, epoch: u64, now: Now) {
+        if epoch <= self.control.epoch {
+            self.supervision.epoch_confirmed = Some(now.instant);
         }
     }
 
