@@ -10,7 +10,7 @@ use flotilla_types::{Entry, EntryKind, GroupId, HardState, LogIndex, ReplicaId, 
 type Log = RaftLog<SimulatedDisk>;
 
 fn options() -> LogOptions {
-    LogOptions { segment_bytes: 8192, segment_count_max: 3, spare_count_max: 2 }
+    LogOptions { segment_bytes: 8192, segment_count_max: 3, spare_count_max: 2, ..LogOptions::default() }
 }
 
 fn open(disk: &SimulatedDisk) -> (Log, Recovered) {

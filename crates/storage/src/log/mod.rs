@@ -71,11 +71,14 @@ pub struct LogOptions {
     pub segment_count_max: u64,
     /// How many spare files are kept; others are removed when their segment is needed no more.
     pub spare_count_max: usize,
+    /// Planted by the simulation alone, to show that it would be found: recovery cuts at the first
+    /// batch that does not verify, also below the sync mark.
+    pub cuts_below_sync_mark: bool,
 }
 
 impl Default for LogOptions {
     fn default() -> LogOptions {
-        LogOptions { segment_bytes: 64 << 20, segment_count_max: 8, spare_count_max: 2 }
+        LogOptions { segment_bytes: 64 << 20, segment_count_max: 8, spare_count_max: 2, cuts_below_sync_mark: false }
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Walked {
 /// What was found so far.
 #[derive(Default)]
 pub(super) struct Replay {
+    /// See [`super::LogOptions`].
+    pub(super) cuts_below_sync_mark: bool,
     pub(super) state: State,
     pub(super) damage: Vec<Damage>,
     /// Which of `damage` may have held records.
@@ -126,7 +128,7 @@ impl Replay {
             };
             if !scanned {
                 scanned = true;
-                mark = mark.max(loaded.mark_from(at));
+                mark = if self.cuts_below_sync_mark { 0 } else { mark.max(loaded.mark_from(at)) };
             }
             // A segment gets its name when its opening is synced, so the opening always counts.
             let opening_end = SEGMENT_HEADER_BYTES + BATCH_HEADER_BYTES;
