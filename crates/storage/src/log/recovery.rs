@@ -84,7 +84,8 @@ pub(super) fn open<D: Disk>(disk: D, options: LogOptions) -> Result<(RaftLog<D>,
         log.begin_segment(1, 0, 0)?;
         return Ok((log, Recovered::default()));
     }
-    let mut replay = Replay { cuts_below_sync_mark: log.options.cuts_below_sync_mark, ..Replay::default() };
+    let mut replay = Replay::default();
+    replay.cuts_below_sync_mark = log.options.cuts_below_sync_mark;
     let walked = replay_all(&mut log, &mut replay, &numbers)?;
     let oldest = log.disk.path(&segment::segment_name(numbers[0]));
     replay.conclude(&oldest)?;
