@@ -50,7 +50,9 @@ pub(crate) fn run() -> Result<()> {
         let Ok(text) = fs::read_to_string(&manifest) else { continue };
         let dependencies = text.split("[dev-dependencies]").next().unwrap_or_default();
         for (other, _) in ARROWS {
-            let named = dependencies.lines().any(|line| line.starts_with(&format!("flotilla-{other}.")) || (*other == "flotilla" && line.starts_with("flotilla.")));
+            let named = dependencies
+                .lines()
+                .any(|line| line.starts_with(&format!("flotilla-{other}.")) || (*other == "flotilla" && line.starts_with("flotilla.")));
             if named && !allowed.contains(other) {
                 faults.push(format!("crates/{name} must not depend on {other}"));
             }
@@ -80,7 +82,8 @@ fn check_file(relative: &str, text: &str, faults: &mut Vec<String>) {
         faults.push(format!("{relative}: begins without a module doc (//!)"));
     }
     for (name, home) in [ENGINE, LIBRARY] {
-        if is_source && !relative.starts_with("xtask") && !relative.starts_with(home) && code_lines(text).any(|(_, line)| names(line, name)) {
+        if is_source && !relative.starts_with("xtask") && !relative.starts_with(home) && code_lines(text).any(|(_, line)| names(line, name))
+        {
             faults.push(format!("{relative}: names {name} outside {home}"));
         }
     }

@@ -17,7 +17,7 @@ pub mod wire;
 pub use entry::{Entry, EntryKind, HardState, LogIndex, Term};
 pub use fault::PlantedFault;
 pub use id::{ClusterId, GroupId, NodeId, ReplicaId, ReplicaKey, ShardId};
-pub use key::{Condition, Key, KeyError, Match, Slot, Version, KEY_BYTES_MAX, SLOT_COUNT, VALUE_BYTES_DEFAULT_MAX};
+pub use key::{Condition, KEY_BYTES_MAX, Key, KeyError, Match, SLOT_COUNT, Slot, VALUE_BYTES_DEFAULT_MAX, Version};
 pub use membership::{Member, MemberStep, Membership, MembershipChange, Role};
 pub use outcome::Outcome;
 pub use rng::Rng;

@@ -22,7 +22,11 @@ impl FromStr for ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, factor) = UNITS.iter().find(|(_, factor)| self.0 >= *factor).unwrap_or(&UNITS[3]);
-        if self.0 % factor == 0 { write!(f, "{}{unit}", self.0 / factor) } else { write!(f, "{:.1}{unit}", self.0 as f64 / *factor as f64) }
+        if self.0.is_multiple_of(*factor) {
+            write!(f, "{}{unit}", self.0 / factor)
+        } else {
+            write!(f, "{:.1}{unit}", self.0 as f64 / *factor as f64)
+        }
     }
 }
 
