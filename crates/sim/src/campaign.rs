@@ -38,6 +38,22 @@ pub struct Outcome {
     pub lines: Vec<String>,
 }
 
+/// What is fixed beside the seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Variant {
+    /// A fault planted in the nodes.
+    pub plant: Option<PlantedFault>,
+    /// The kind of circumstances, if the seed is not to choose it.
+    pub family: Option<Family>,
+}
+
+/// Whether a planted fault is what makes a seed fail: it does with it and does not without.
+pub fn finds(seed: u64, fault: PlantedFault) -> bool {
+    let family = Some(Family::of(fault));
+    let fails = |plant| run_seed(seed, Variant { plant, family }, Lines::Dropped).violation.is_some();
+    fails(Some(fault)) && !fails(None)
+}
+
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -54,8 +70,8 @@ pub fn catch_panics() {
 }
 
 /// Runs one seed.
-pub fn run_seed(seed: u64, plant: Option<PlantedFault>, lines: Lines) -> Outcome {
-    let scenario = Scenario::draw(seed, plant);
+pub fn run_seed(seed: u64, variant: Variant, lines: Lines) -> Outcome {
+    let scenario = Scenario::draw(seed, variant.plant, variant.family);
     let family = scenario.family;
     let mut world = World::new(seed, scenario, lines);
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
@@ -79,7 +95,7 @@ pub fn run_seed(seed: u64, plant: Option<PlantedFault>, lines: Lines) -> Outcome
 
 /// Runs seeds on some threads, each seed on one. `done` is told of each as it ends and says whether to
 /// go on. The outcomes come in the order of the seeds.
-pub fn run_seeds(seeds: Range<u64>, plant: Option<PlantedFault>, jobs: usize, done: impl Fn(&Outcome) -> bool + Sync) -> Vec<Outcome> {
+pub fn run_seeds(seeds: Range<u64>, variant: Variant, jobs: usize, done: impl Fn(&Outcome) -> bool + Sync) -> Vec<Outcome> {
     let next = AtomicU64::new(seeds.start);
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -90,7 +106,7 @@ pub fn run_seeds(seeds: Range<u64>, plant: Option<PlantedFault>, jobs: usize, do
                     if seed >= seeds.end {
                         return;
                     }
-                    let outcome = run_seed(seed, plant, Lines::Dropped);
+                    let outcome = run_seed(seed, variant, Lines::Dropped);
                     let go_on = done(&outcome);
                     outcomes.lock().expect("nothing panics while it holds this").push(outcome);
                     if !go_on {

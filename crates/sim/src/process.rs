@@ -248,6 +248,7 @@ impl World {
         let won = running.node.stats().elections_won;
         let was = std::mem::replace(&mut running.elections_won, won);
         self.trace.note(self.now, "turn", &[number as u64, count as u64], || format!("n{}: {count} events", number + 1));
+        self.remark_groups(number);
         for (group, term, replica) in views {
             if let Err(violation) = self.leaders.observe(group, term, replica) {
                 self.note_violation(violation);
@@ -285,6 +286,33 @@ impl World {
             self.stopped(number, &reason);
         } else {
             self.plan_timer(number);
+        }
+    }
+
+    /// Says in the trace what has changed about a node's groups, if anyone reads it.
+    fn remark_groups(&mut self, number: HostNumber) {
+        if !self.trace.has_lines() {
+            return;
+        }
+        let Some(running) = self.hosts[number].running() else { return };
+        let views: Vec<_> = running.node.inspect().collect();
+        for view in views {
+            let (voters, outgoing) =
+                (view.membership.voters.keys().collect::<Vec<_>>(), view.membership.outgoing.keys().collect::<Vec<_>>());
+            let learners = view.membership.learners.keys().collect::<Vec<_>>();
+            let text = format!(
+                "n{} {}/{} {:?} in {} of {:?}, voters {voters:?} out {outgoing:?} learners {learners:?}",
+                number + 1,
+                view.group,
+                view.replica,
+                view.role,
+                view.term,
+                view.leader
+            );
+            if self.shown.get(&(number, view.group)) != Some(&text) {
+                self.trace.remark(self.now, &format!("group {text} (applied {}, commit {})", view.applied, view.commit));
+                self.shown.insert((number, view.group), text);
+            }
         }
     }
 
@@ -446,6 +474,10 @@ impl World {
     fn observe_hash(&mut self, store: &impl StateStore, replica: ReplicaKey) {
         match read_state(store, replica) {
             Ok(Some(state)) => {
+                if self.trace.has_lines() {
+                    let (applied, version, keys, hash) = (state.applied.0, state.version, state.keys, state.hash);
+                    self.trace.remark(self.now, &format!("applied {replica} {applied}: version {version}, {keys} keys, hash {hash:016x}"));
+                }
                 if let Err(violation) = self.hashes.observe(replica.group, replica.replica, state.applied.0, state.hash) {
                     self.note_violation(violation);
                 }

@@ -32,6 +32,20 @@ pub enum Family {
 }
 
 impl Family {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Mixed => "mixed",
+            Family::PowerCuts => "power-cuts",
+            Family::Elections => "elections",
+            Family::LoneVoter => "lone-voter",
+            Family::Reads => "reads",
+            Family::Damage => "damage",
+            Family::Snapshots => "snapshots",
+            Family::Forwarding => "forwarding",
+        }
+    }
+
     /// All of them.
     pub const ALL: [Family; 8] = [
         Family::Mixed,
@@ -106,11 +120,12 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// What `seed` stands for.
-    pub fn draw(seed: u64, plant: Option<PlantedFault>) -> Scenario {
+    /// What `seed` stands for, in a family if one is given. The same seed, family and all, with and
+    /// without a planted fault is the same but for the fault.
+    pub fn draw(seed: u64, plant: Option<PlantedFault>, family: Option<Family>) -> Scenario {
         let mut rng = Rng::new(seed ^ 0x7363_656e_6172_696f);
         let drawn = if rng.chance(1, 2) { Family::Mixed } else { *rng.pick(&Family::ALL).expect("there are families") };
-        let family = plant.map_or(drawn, Family::of);
+        let family = family.or_else(|| plant.map(Family::of)).unwrap_or(drawn);
         let hosts = match family {
             Family::Mixed => rng.between(1, 5).max(rng.between(1, 5)) as usize,
             Family::LoneVoter => rng.between(2, 3) as usize,
@@ -130,6 +145,7 @@ impl Scenario {
                 segment_bytes: 1 << rng.between(16, 19),
                 segment_count_max: rng.between(2, 8),
                 spare_count_max: rng.below(3) as usize,
+                cuts_below_sync_mark: plant == Some(PlantedFault::CutBelowSyncMark),
             },
             workload: draw_workload(&mut rng),
             faults: Vec::new(),
@@ -254,7 +270,7 @@ mod tests {
     #[test]
     fn every_seed_brings_three_kinds_of_faults_and_a_minute() {
         for seed in 0..2_000 {
-            let scenario = Scenario::draw(seed, None);
+            let scenario = Scenario::draw(seed, None, None);
             assert!(scenario.faults.iter().collect::<BTreeSet<_>>().len() >= 3, "seed {seed}: {:?}", scenario.faults);
             assert!(scenario.safety >= Duration::from_secs(60) && scenario.link.min_us <= scenario.link.max_us);
         }

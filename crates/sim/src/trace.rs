@@ -37,7 +37,7 @@ impl Trace {
         for number in numbers {
             self.mix(*number);
         }
-        if self.print || self.lines.is_some() {
+        if self.has_lines() {
             let line = format!("{now} {what} {}", line());
             if self.print {
                 println!("{line}");
@@ -57,6 +57,21 @@ impl Trace {
         }
         for byte in words.remainder() {
             self.mix(u64::from(*byte));
+        }
+    }
+
+    /// Whether lines are wanted.
+    pub fn has_lines(&self) -> bool {
+        self.print || self.lines.is_some()
+    }
+
+    /// Adds a line for people that is no happening: what a node shows of itself, say.
+    pub fn remark(&mut self, now: Moment, line: &str) {
+        if self.print {
+            println!("{now} {line}");
+        }
+        if let Some(lines) = &mut self.lines {
+            lines.push(format!("{now} {line}"));
         }
     }
 

@@ -9,7 +9,7 @@ use crate::checkers::Violation;
 use crate::checkers::one_leader::Leaders;
 use crate::checkers::replica_agreement::Hashes;
 use crate::clock::Clock;
-use crate::coverage::{Capability, Coverage};
+use crate::coverage::{Capability, Coverage, Fault};
 use crate::history::{Answer, Call, Guard, History, KeyNumber, Moment, Operation};
 use crate::host::{Host, Process};
 use crate::injection::Ending;
@@ -22,7 +22,7 @@ use bytes::Bytes;
 use flotilla_node::{Event, PeerMessage, ReadJob, Reply, Ticket};
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::store::SimulatedStore;
-use flotilla_types::{PlantedFault, Rng};
+use flotilla_types::{GroupId, PlantedFault, Rng};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -118,6 +118,8 @@ pub struct World {
     pub(crate) delay: (Moment, u64),
     /// Raft messages that may come again after a reconnect.
     pub(crate) repeats: BTreeMap<(HostNumber, HostNumber), VecDeque<Bytes>>,
+    /// What was last remarked of a group on a machine.
+    pub(crate) shown: BTreeMap<(HostNumber, GroupId), String>,
     /// When a disk was last lost.
     pub(crate) disk_lost: Option<Moment>,
 }
@@ -148,9 +150,13 @@ impl World {
             loss: (Moment(0), 0),
             delay: (Moment(0), 0),
             repeats: BTreeMap::new(),
+            shown: BTreeMap::new(),
             disk_lost: None,
             scenario,
         };
+        if world.scenario.grows {
+            world.coverage.fault(Fault::Growth, Moment(0) + world.scenario.safety * 2 / 3);
+        }
         world.populate(&mut rng);
         world
     }

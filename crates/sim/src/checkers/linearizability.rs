@@ -5,7 +5,9 @@
 //! fast are rules that lose no order:
 //! - an operation that changes nothing and whose answer is right now is taken at once;
 //! - a write whose version is known (told to its client, or seen by a read together with its unique
-//!   value) must come in the order of the versions, so at most one such is to be tried.
+//!   value) must come in the order of the versions, so at most one such is to be tried;
+//! - writes of unknown outcome that nobody saw have no deadline and leave nothing to tell them apart
+//!   by, so of those with the same guard only the one called first is to be tried.
 //!
 //! The versions are not trusted: an order in which they do not rise is no order, and two versions
 //! for one value are a violation here as well. A write of unknown outcome that no one saw may come
@@ -234,8 +236,17 @@ impl<'a> Search<'a> {
 
     /// Writes that may come next, the most promising last.
     fn choices(&self) -> Vec<Step> {
-        let mut steps = Vec::new();
+        let mut steps: Vec<Step> = Vec::new();
+        let mut unseen: Vec<(bool, Guard)> = Vec::new();
         for operation in self.candidates() {
+            if !self.required[operation] {
+                let call = self.operations[operation].call;
+                let kind = (matches!(call, Call::Put { .. }), guard(call));
+                if unseen.contains(&kind) {
+                    continue;
+                }
+                unseen.push(kind);
+            }
             if let Some(after) = self.after(operation) {
                 steps.push(Step { operation, after });
             }
@@ -268,7 +279,8 @@ impl<'a> Search<'a> {
                         state.present = Present::Known(version);
                         state.last = version;
                     }
-                    None => state.present = Present::Open,
+                    // Nobody ever read this value, so it need not be told from others.
+                    None => (state.present, state.value) = (Present::Open, ValueNumber(0)),
                 }
                 Some(state)
             }
