@@ -3,7 +3,7 @@
 use super::CommandError;
 use std::ffi::OsString;
 
-/// Each with the request that does the same, where there is one.
+/// Below `flotilla`.
 const NOT_BUILT: &[&str] = &["scan", "watch", "incr", "txn", "backup", "restore", "import", "export", "check"];
 
 /// The same below `flotilla cluster`.
