@@ -238,6 +238,9 @@ impl Node {
         if report.epoch < self.control.epoch && !self.holds_control(from) {
             self.send(from, PeerMessage::ControlCopy(self.control.encode()));
         }
+        if self.knows_control_now() {
+            self.send(from, PeerMessage::ControlEpoch { epoch: self.control.epoch });
+        }
         let led = |report: &Report| {
             report.groups.iter().map(|(group, led)| (*group, led.membership.clone(), led.record_epoch)).collect::<Vec<_>>()
         };
