@@ -35,6 +35,10 @@ use tokio::time::Instant;
 
 /// How long an ending node may take to hand its leaders over and answer what is under way.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// How much of that it waits for changes of members to finish, before it hands over.
+const CHANGE_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long it goes on after it has handed over.
+const LAST_WORDS_TIME: Duration = Duration::from_millis(100);
 /// How often it looks whether it has.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Between two attempts to tell the cluster a changed address.
@@ -379,14 +383,23 @@ async fn introduce(handle: NodeHandle, profile: NodeProfile) {
 
 /// Waits until leaders are handed over and everything under way is answered, or time is up.
 async fn drain(handle: &NodeHandle, door: tokio::task::JoinHandle<()>) {
-    handle.0.inbox.push(Event::ShutDown);
     let deadline = Instant::now() + DRAIN_TIME_MAX;
+    // A group half-way through a change of members may need this node's vote to finish it; without
+    // the node nobody could lead the group, however many of its new members are there.
+    let changing = |node: &mut Node| node.inspect().any(|group| !group.membership.outgoing.is_empty());
+    let patience = Instant::now() + CHANGE_TIME_MAX;
+    while Instant::now() < patience && handle.with_node(changing) {
+        tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
+    }
+    handle.0.inbox.push(Event::ShutDown);
     // The event is only handled in the loop's next turn.
     tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
     let done = || handle.requests_in_flight() == 0 && handle.with_node(|node| node.has_handed_over());
     while Instant::now() < deadline && !(done() && door.is_finished()) {
         tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
     }
+    // The votes that make the new leaders may still be on their way to the disk and the links.
+    tokio::time::sleep(LAST_WORDS_TIME).await;
 }
 
 fn node_config(limits: &Limits) -> NodeConfig {
