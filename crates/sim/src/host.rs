@@ -36,6 +36,8 @@ pub struct Host {
     pub exists: bool,
     /// Its data-dir is new in place of a lost one: it joins with `replace`.
     pub replaces: bool,
+    /// With a fault planted: the id that the new data-dir takes over from the lost one.
+    pub kept_id: Option<NodeId>,
     /// A bit was flipped on its disk, so that it may refuse to start.
     pub damaged: bool,
 }

@@ -7,6 +7,7 @@ use crate::network::{HostNumber, Pipe};
 use crate::verdict;
 use crate::world::{Happening, World};
 use flotilla_storage::store::SimulatedStore;
+use flotilla_types::PlantedFault;
 use std::time::Duration;
 
 /// How a fault that lasts is taken back.
@@ -122,6 +123,8 @@ impl World {
             return;
         }
         self.disk_lost = Some(self.now);
+        let keeps_id = fault == Fault::Wipe && self.scenario.plant == Some(PlantedFault::ReseedUnderOldReplicaId);
+        self.hosts[host].kept_id = if keeps_id { self.hosts[host].node_id() } else { None };
         self.coverage.fault(fault, self.now + down);
         self.kill(host, self.now.0.is_multiple_of(2));
         if fault == Fault::Wipe {
@@ -136,7 +139,7 @@ impl World {
     /// The machine gets an empty data-dir: its node is another one from now on.
     pub(crate) fn empty_data_dir(&mut self, number: HostNumber) {
         let host = &mut self.hosts[number];
-        let ignore_sync = self.scenario.plant == Some(flotilla_types::PlantedFault::AcknowledgeBeforeSync);
+        let ignore_sync = self.scenario.plant == Some(PlantedFault::AcknowledgeBeforeSync);
         host.disk = flotilla_storage::disk::SimulatedDisk::new();
         host.disk.ignore_sync(ignore_sync);
         host.store = SimulatedStore::new();

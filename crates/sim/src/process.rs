@@ -45,7 +45,8 @@ impl World {
             if !is_first_start && !host.replaces {
                 return self.cannot_start(number, "the log holds no identity any more");
             }
-            let identity = Identity::new(NodeId(self.chance.machines.next_u64()), host.name.clone());
+            let id = host.kept_id.take().unwrap_or(NodeId(self.chance.machines.next_u64()));
+            let identity = Identity::new(id, host.name.clone());
             let batch = if number == 0 && is_first_start {
                 let cluster = ClusterId(u128::from(self.chance.machines.next_u64()));
                 boot::genesis(identity, cluster, self.profile(number), self.scenario.shards, self.scenario.replicas).1

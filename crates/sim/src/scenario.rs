@@ -25,6 +25,8 @@ pub enum Family {
     Reads,
     /// Bits flip on the disks of a minority.
     Damage,
+    /// Data-dirs are lost, one after the other.
+    Wipes,
     /// Small logs and slow followers: snapshots are what matters.
     Snapshots,
     /// Connections break all the time: forwarding is what matters.
@@ -41,19 +43,21 @@ impl Family {
             Family::LoneVoter => "lone-voter",
             Family::Reads => "reads",
             Family::Damage => "damage",
+            Family::Wipes => "wipes",
             Family::Snapshots => "snapshots",
             Family::Forwarding => "forwarding",
         }
     }
 
     /// All of them.
-    pub const ALL: [Family; 8] = [
+    pub const ALL: [Family; 9] = [
         Family::Mixed,
         Family::PowerCuts,
         Family::Elections,
         Family::LoneVoter,
         Family::Reads,
         Family::Damage,
+        Family::Wipes,
         Family::Snapshots,
         Family::Forwarding,
     ];
@@ -66,7 +70,8 @@ impl Family {
             PlantedFault::LoneVoterSendsBeforeSync => Family::LoneVoter,
             PlantedFault::ReadBeforeOwnTermEntry | PlantedFault::ReadAnsweredByEarlierRound => Family::Reads,
             PlantedFault::ApplyTwiceAfterRestart => Family::PowerCuts,
-            PlantedFault::CutBelowSyncMark | PlantedFault::ReseedUnderOldReplicaId => Family::Damage,
+            PlantedFault::CutBelowSyncMark => Family::Damage,
+            PlantedFault::ReseedUnderOldReplicaId => Family::Wipes,
             PlantedFault::SnapshotSwitchedBeforeDurable => Family::Snapshots,
             PlantedFault::ForwardedWriteSentAgain => Family::Forwarding,
         }
@@ -176,7 +181,7 @@ impl Scenario {
                 self.workload.get_percent = 60;
                 self.link.max_us = rng.between(5_000, 40_000);
             }
-            Family::Damage => self.fault_interval = ms(rng.between(2_000, 4_000)),
+            Family::Damage | Family::Wipes => self.fault_interval = ms(rng.between(2_000, 4_000)),
             Family::Snapshots => {
                 self.fault_interval = ms(rng.between(800, 2_500));
                 self.node.log_keep_bytes = rng.between(1 << 9, 4 << 10) as usize;
@@ -242,6 +247,7 @@ fn draw_faults(scenario: &Scenario, rng: &mut Rng) -> Vec<Fault> {
         Family::LoneVoter => vec![Crash, Crash, PowerCut, SlowDisk, SlowDisk, Pause],
         Family::Reads => vec![Isolation, Pause, Partition, OneWayCut, Delay, SlowStore, Crash],
         Family::Damage => vec![BitFlip, BitFlip, BitFlip, Crash, Partition],
+        Family::Wipes => vec![Wipe, Wipe, Wipe, Isolation, Crash],
         Family::Snapshots => vec![Crash, PowerCut, Isolation, Isolation, Pause, SlowStore],
         Family::Forwarding => vec![Reconnect, Reconnect, Reconnect, Crash, Delay],
     };

@@ -179,6 +179,7 @@ impl World {
                 slow_store: (Moment(0), 1),
                 exists: false,
                 replaces: false,
+                kept_id: None,
                 damaged: false,
             });
             let span = if scenario.grows { scenario.safety.as_millis() as u64 * 2 / 3 } else { 500 };
