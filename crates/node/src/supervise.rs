@@ -194,6 +194,9 @@ impl Node {
 
     /// Tells the control group's voters how this node is.
     fn report(&mut self, now: Now) {
+        // Given up here but still wanted: asked for again after a restart too, when only the tombstone tells.
+        let given_up = self.tombstones.iter().filter(|key| matches!(self.control.standing(**key), Standing::Wanted(_)));
+        self.supervision.reseeds.extend(given_up);
         let report = self.make_report();
         let encoded = report.encode();
         for voter in self.control_voters() {
