@@ -4,6 +4,7 @@
 use crate::coverage::Fault;
 use crate::history::Moment;
 use crate::network::{HostNumber, Pipe};
+use crate::scenario::Family;
 use crate::verdict;
 use crate::world::{Happening, World};
 use flotilla_storage::store::SimulatedStore;
@@ -13,6 +14,8 @@ use std::time::Duration;
 /// How a fault that lasts is taken back.
 #[derive(Debug)]
 pub(crate) enum Ending {
+    /// These directions are cut now, for this long.
+    Cut(Vec<(HostNumber, HostNumber)>, Duration),
     /// These directions are cut no more.
     Mend(Vec<(HostNumber, HostNumber)>),
 }
@@ -56,6 +59,15 @@ impl World {
                         self.plan(after, Happening::Start(host, self.hosts[host].life));
                     }
                 }
+            }
+            Fault::Pause if self.scenario.family == Family::Reads => {
+                // Cut off in its sleep, it wakes as a leader that has missed its successor's election,
+                // with answers of its followers from before in its inbox.
+                let cuts: Vec<_> = others().flat_map(|other| [(host, other), (other, host)]).collect();
+                let asleep = ms(self.chance.faults.between(1_300, 4_000));
+                self.hosts[host].paused_until = self.now + asleep;
+                let after = ms(self.chance.faults.between(5, 100));
+                self.plan(after, Happening::End(Ending::Cut(cuts, asleep)));
             }
             Fault::Pause => self.hosts[host].paused_until = until,
             Fault::Partition => {
@@ -186,6 +198,7 @@ impl World {
 
     pub(crate) fn end_fault(&mut self, ending: Ending) {
         match ending {
+            Ending::Cut(cuts, lasting) => self.cut(cuts, lasting),
             Ending::Mend(cuts) => {
                 for (from, to) in cuts {
                     let waiting: Vec<Pipe> = self.network.mend(from, to);

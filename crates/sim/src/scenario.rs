@@ -245,7 +245,7 @@ fn draw_faults(scenario: &Scenario, rng: &mut Rng) -> Vec<Fault> {
         Family::PowerCuts => vec![PowerCut, PowerCut, PowerCut, Crash, SlowDisk],
         Family::Elections => vec![Crash, Crash, PowerCut, Pause, Isolation, SlowDisk],
         Family::LoneVoter => vec![Crash, Crash, PowerCut, SlowDisk, SlowDisk, Pause],
-        Family::Reads => vec![Isolation, Pause, Partition, OneWayCut, Delay, SlowStore, Crash],
+        Family::Reads => vec![Pause, Pause, Pause, Isolation, Partition, OneWayCut, Delay, SlowStore, Crash],
         Family::Damage => vec![BitFlip, BitFlip, BitFlip, Crash, Partition],
         Family::Wipes => vec![Wipe, Wipe, Wipe, Isolation, Crash],
         Family::Snapshots => vec![Crash, PowerCut, Isolation, Isolation, Pause, SlowStore],
