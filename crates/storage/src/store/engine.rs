@@ -53,9 +53,9 @@ impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
             cache_bytes: ByteSize(32 << 20),
-            memtable_bytes: ByteSize(16 << 20),
+            memtable_bytes: ByteSize(32 << 20),
             journal_bytes_max: ByteSize(256 << 20),
-            worker_threads: 2,
+            worker_threads: 1,
         }
     }
 }
