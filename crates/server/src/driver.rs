@@ -2,7 +2,9 @@
 //!
 //! A turn: take every waiting event, give it to the node, tick if it is time, flush, and carry out what
 //! the node wants done. Before a turn the loop lets every other ready task run, so that all requests
-//! and messages that have arrived meanwhile share the turn, its log write and its messages.
+//! and messages that have arrived meanwhile share the turn, its log write and its messages. While a log
+//! write is under way they go on gathering for the next one, for a moment at most: a turn that cannot
+//! be made durable yet would only cost a write, wake-ups and frames of its own.
 
 use crate::handle::{NodeHandle, Shared};
 use crate::mailbox::Report;
@@ -22,6 +24,9 @@ use tokio::time::MissedTickBehavior;
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 /// An answer that the node owes for longer than this past its deadline is made up.
 const OVERDUE_AFTER: Duration = Duration::from_secs(5);
+/// How long a turn waits at most for the log write before it, so that reads and heartbeats do not wait
+/// for a slow disk.
+const GATHER_MAX: Duration = Duration::from_millis(1);
 /// How often threads and overdue answers are looked at.
 const INSPECTION_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -34,12 +39,15 @@ pub(crate) struct Driver<S> {
     /// Kept between turns for their memory.
     reports: Vec<Report>,
     events: VecDeque<Event>,
+    /// The last log job sent, and the last that is known to be done.
+    log_sent: u64,
+    log_done: u64,
 }
 
 impl<S: StateStore> Driver<S> {
     /// A loop that has not turned yet.
     pub(crate) fn new(handle: &NodeHandle, log: LogThread, store: StoreThread, readers: Readers<S>) -> Driver<S> {
-        Driver { shared: Rc::clone(&handle.0), log, store, readers, reports: Vec::new(), events: VecDeque::new() }
+        Driver { shared: Rc::clone(&handle.0), log, store, readers, reports: Vec::new(), events: VecDeque::new(), log_sent: 0, log_done: 0 }
     }
 
     /// Turns until the process must end: the reason. Dropping the future between two turns is fine.
@@ -60,6 +68,10 @@ impl<S: StateStore> Driver<S> {
                         return reason;
                     }
                 }
+            }
+            if self.log_done < self.log_sent && shared.mailbox.is_empty() && shared.clock.instant() < timer_due {
+                // Whatever wakes the loop now that its inbox holds something is another thread.
+                let _ = tokio::time::timeout(GATHER_MAX, shared.inbox.woken()).await;
             }
             tokio::task::yield_now().await;
             if let Err(reason) = self.turn() {
@@ -92,6 +104,9 @@ impl<S: StateStore> Driver<S> {
         for report in reports.drain(..) {
             match report {
                 Report::Event(event) => {
+                    if let Event::LogSynced { job } | Event::LogDiskFull { job } = &event {
+                        self.log_done = *job;
+                    }
                     count += 1;
                     node.handle(event, now);
                 }
@@ -134,6 +149,7 @@ impl<S: StateStore> Driver<S> {
         }
         // First what other threads can begin with.
         if let Some(job) = log {
+            self.log_sent = job.number;
             self.log.push(job);
         }
         if !store.is_empty() {

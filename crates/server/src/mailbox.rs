@@ -60,6 +60,11 @@ impl Mailbox {
         }
     }
 
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Exchanges the waiting reports for the (empty) `spare`, whose memory is used again.
     pub(crate) fn take(&self, spare: &mut Vec<Report>) {
         debug_assert!(spare.is_empty(), "reports would be lost");
