@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::history::Moment;
 use flotilla_node::boot::Identity;
 use flotilla_node::effect::LogJob;
-use flotilla_node::{Event, Node, ReadJob, StoreEvent, StoreJob, StoreWorker};
+use flotilla_node::{Event, Node, StoreEvent, StoreJob, StoreWorker};
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::log::RaftLog;
 use flotilla_storage::store::SimulatedStore;
@@ -49,7 +49,7 @@ pub enum Process {
         /// Who it is.
         identity: Identity,
         /// Its log, which holds nothing but that.
-        log: RaftLog<SimulatedDisk>,
+        log: Box<RaftLog<SimulatedDisk>>,
     },
     /// It is a node.
     Running(Box<Running>),
@@ -83,13 +83,6 @@ pub struct Running {
     pub peers: Vec<(NodeId, usize)>,
     /// Elections won, as last looked at.
     pub elections_won: u64,
-}
-
-/// A read on its way to the store.
-#[derive(Debug)]
-pub struct PlannedRead {
-    /// The read.
-    pub job: ReadJob,
 }
 
 impl Host {

@@ -64,7 +64,7 @@ impl World {
         match identity {
             Some(Ok(identity)) if identity.cluster.is_some() => self.run_node(number, log, recovered, identity),
             Some(Ok(identity)) => {
-                self.hosts[number].process = Some(Process::Joining { identity, log });
+                self.hosts[number].process = Some(Process::Joining { identity, log: Box::new(log) });
                 self.plan_join(number);
             }
             other => self.cannot_start(number, &format!("the identity cannot be read: {other:?}")),
@@ -183,7 +183,7 @@ impl World {
                 self.hosts[number].replaces = false;
                 self.trace.note(self.now, "joined", &[number as u64], || format!("n{} as {}", number + 1, identity.node));
                 let (identity, batch) = boot::joined(identity, &state);
-                match self.write_and_reopen(number, log, &batch) {
+                match self.write_and_reopen(number, *log, &batch) {
                     Ok((log, recovered)) => self.run_node(number, log, recovered, identity),
                     Err(error) => self.cannot_start(number, &error),
                 }
