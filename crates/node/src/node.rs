@@ -308,7 +308,7 @@ impl Node {
                 used_generation = used_generation.max(install.generation);
                 if state.as_ref().is_some_and(|state| state.generation == install.generation) {
                     // The store switched before the crash: finish what the log did not record.
-                    self.log.push(LogRecord::Installed { replica: key, snapshot: install.clone() });
+                    self.log.push(LogRecord::Installed { replica: key, snapshot: install });
                     start = (install.index, install.term);
                     entries.clear();
                 }

@@ -136,7 +136,7 @@ impl Node {
                 return;
             };
             let record = incoming.install_record(snapshot);
-            self.log.push(LogRecord::Installing { replica: key, snapshot: record.clone() });
+            self.log.push(LogRecord::Installing { replica: key, snapshot: record });
             let held = Held { replica: key, number: ready.number, messages: Vec::new(), install: Some(InstallStage::Announcing) };
             self.log.hold(replica, true, held);
             replica.install = Some(Install { generation: incoming.generation, state, record, stage: InstallStage::Announcing, ready });
@@ -244,7 +244,7 @@ impl Node {
         install.state = *state;
         install.stage = InstallStage::Recording;
         let number = install.ready.number;
-        let snapshot = install.record.clone();
+        let snapshot = install.record;
         self.log.push(LogRecord::Installed { replica: key, snapshot });
         if let Some(hard_state) = install.ready.hard_state {
             self.log.push(LogRecord::HardState { replica: key, hard_state });

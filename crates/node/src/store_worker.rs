@@ -27,7 +27,6 @@ impl<S: StateStore> StoreWorker<S> {
     ///
     /// # Errors
     /// If the store cannot be read.
-    #[expect(clippy::type_complexity, reason = "the worker and what it found")]
     pub fn open(store: S, fault: Option<PlantedFault>) -> Result<(StoreWorker<S>, BTreeMap<ReplicaKey, ReplicaState>), ApplyError> {
         let faults = StateMachineFaults {
             apply_twice_after_restart: fault == Some(PlantedFault::ApplyTwiceAfterRestart),
