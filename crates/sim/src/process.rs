@@ -481,7 +481,8 @@ impl World {
                     self.trace.remark(self.now, &format!("applied {replica} {applied}: version {version}, {keys} keys, hash {hash:016x}"));
                 }
                 if let Err(violation) = self.hashes.observe(replica.group, replica.replica, state.applied.0, state.hash) {
-                    self.note_violation(violation);
+                    let rows = verdict::differing_rows(self, replica.group);
+                    self.note_violation(Violation { detail: format!("{}{rows}", violation.detail), ..violation });
                 }
             }
             Ok(None) => {}

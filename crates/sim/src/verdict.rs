@@ -232,6 +232,25 @@ fn seen(world: &World) -> Vec<ReplicaSeen> {
     seen.collect()
 }
 
+/// The rows in which replicas of a group differ now, for the reader of a violation. Replicas that have
+/// not applied as much differ by that as well.
+pub(crate) fn differing_rows(world: &World, group: GroupId) -> String {
+    let mut holders: BTreeMap<(Bytes, Bytes), Vec<String>> = BTreeMap::new();
+    let views: Vec<(HostNumber, GroupView)> = views(world).into_iter().filter(|(_, view)| view.group == group).collect();
+    for (number, view) in &views {
+        let replica = ReplicaKey { group, replica: view.replica };
+        for row in rows(&world.hosts[*number].store, replica, view.generation).unwrap_or_default() {
+            holders.entry(row).or_default().push(view.replica.to_string());
+        }
+    }
+    let differing = holders.into_iter().filter(|(_, holders)| holders.len() < views.len());
+    let show = |((key, value), holders): ((Bytes, Bytes), Vec<String>)| {
+        let head = value.slice(..value.len().min(24));
+        format!("\n    {} -> {} ({} bytes) at {}", key.escape_ascii(), head.escape_ascii(), value.len(), holders.join(", "))
+    };
+    differing.take(12).map(show).collect()
+}
+
 fn rows(store: &impl StateStore, replica: ReplicaKey, generation: u32) -> Result<Vec<(Bytes, Bytes)>, flotilla_storage::store::StoreError> {
     let prefix = layout::data_prefix(replica, generation);
     let mut rows = Vec::new();

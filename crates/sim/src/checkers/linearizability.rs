@@ -15,7 +15,9 @@
 
 use super::Violation;
 use crate::history::{Answer, Call, Guard, KeyNumber, Operation, ValueNumber};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+#[expect(clippy::disallowed_types, reason = "asked for members only, in the hottest loop: its order is never seen")]
+use std::collections::HashSet;
 
 const PROPERTY: &str = "linearizability";
 
@@ -136,6 +138,7 @@ impl<'a> Search<'a> {
 
     fn run(mut self) -> Result<(), Violation> {
         let mut stack: Vec<Frame> = Vec::new();
+        #[expect(clippy::disallowed_types, reason = "asked for members only: its order is never seen")]
         let mut seen: HashSet<(u128, State)> = HashSet::new();
         let mut furthest = (0, String::new());
         for _ in 0..STEPS_MAX {
