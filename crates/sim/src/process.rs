@@ -2,10 +2,12 @@
 //! what the effects say, the log and the store each on a thread of its own. The counterpart of
 //! `server`'s driver.
 
+use crate::checkers::Violation;
 use crate::coverage::Capability;
 use crate::history::Moment;
 use crate::host::{Process, Running};
 use crate::network::{HostNumber, Pipe, Stream};
+use crate::verdict;
 use crate::world::{Happening, Waiting, World};
 use bytes::{Bytes, BytesMut};
 use flotilla_node::boot::{self, Identity};
