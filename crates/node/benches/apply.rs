@@ -3,7 +3,7 @@
 //! Jobs of 1, 8 and 64 mutations of one replica (values of 100 bytes, keys drawn from 100,000), then
 //! 64 replicas with one mutation each. CPU time of this thread and of the whole process (the engine's
 //! own threads included), from /proc; the store lies in a temporary folder.
-
+#![expect(clippy::disallowed_methods, reason = "a bench measures")]
 #![expect(clippy::unwrap_used, reason = "a measurement ends when it cannot go on")]
 
 use flotilla_node::state_machine::{Applier, ApplyJob, GroupApply, MutationBatch, ReplicaState, StateMachineFaults, read};

@@ -1,5 +1,5 @@
 //! Placement against a naive version and against what is promised of it.
-
+#![expect(clippy::disallowed_methods, reason = "the ignored scale test prints how long planning takes")]
 #![expect(clippy::print_stdout, reason = "the timing is printed for whoever measures")]
 
 use flotilla_node::placement::{Electorate, NodeWeight, assign, assign_leaders};

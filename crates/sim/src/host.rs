@@ -43,6 +43,7 @@ pub struct Host {
 }
 
 /// The process on a machine.
+#[expect(clippy::large_enum_variant, reason = "a handful of machines, each running for most of the time")]
 pub enum Process {
     /// It asks to be taken in.
     Joining {
