@@ -64,7 +64,10 @@ impl GroupConfig {
             // Never LeaseBased: the library has no clock, so a lease serves stale reads.
             read_only_option: raft::ReadOnlyOption::Safe,
             skip_bcast_commit: !self.commit_broadcast,
-            batch_append: true,
+            // The library would put entries behind an empty append of another position (its check for
+            // continuity takes any two for continuous if one is empty); our encoding numbers entries by
+            // the message's position, so they would arrive as other entries.
+            batch_append: false,
             priority: 0,
             max_uncommitted_size: self.uncommitted_bytes_max,
             max_committed_size_per_ready: self.committed_bytes_per_ready_max,

@@ -146,6 +146,8 @@ impl Message {
                 out.put_u64_le(m.index);
                 out.put_u64_le(m.commit);
                 out.put_u32_le(m.entries.len() as u32);
+                let continues = m.entries.iter().zip(m.index + 1..).all(|(entry, index)| entry.index == index);
+                assert!(continues, "entries are numbered by the message's position, {}, and do not follow it", m.index);
                 for entry in &m.entries {
                     let (kind, data) = kind_and_data(entry);
                     out.put_u64_le(entry.term);
