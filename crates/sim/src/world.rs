@@ -29,6 +29,9 @@ use std::time::Duration;
 /// How often machines without a connection try to make one.
 const CONNECT_EVERY: Duration = Duration::from_millis(100);
 
+/// How much of a message the trace shows.
+const MESSAGE_CHARS_MAX: usize = 400;
+
 /// Something that happens.
 #[derive(Debug)]
 pub(crate) enum Happening {
@@ -286,6 +289,13 @@ impl World {
                 match PeerMessage::decode(&mut reader) {
                     Ok(message) => messages.push(message),
                     Err(error) => return self.fail("messages", format!("a node sent what cannot be decoded: {error}")),
+                }
+            }
+            if self.trace.has_lines() {
+                for message in &messages {
+                    let mut text = format!("{message:?}");
+                    text.truncate(text.floor_char_boundary(MESSAGE_CHARS_MAX));
+                    self.trace.remark(self.now, &format!("message n{} to n{}: {text}", pipe.from + 1, pipe.to + 1));
                 }
             }
             self.give(pipe.to, Event::Messages { from, messages });
