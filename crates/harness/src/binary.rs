@@ -25,7 +25,7 @@ fn build(folder: &Path) -> anyhow::Result<()> {
     let Some(target) = folder.parent() else { bail!("{} is no build folder", folder.display()) };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "-p", "flotilla", "--bin", "flotilla", "--target-dir"]).arg(target);
+    command.args(["build", "--quiet", "--workspace", "--bin", "flotilla", "--target-dir"]).arg(target);
     match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => {}
         Some(profile) => _ = command.args(["--profile", profile]),
