@@ -7,7 +7,7 @@ use crate::scenario::{Family, Scenario};
 use crate::trace::Lines;
 use crate::world::World;
 use flotilla_types::PlantedFault;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -56,11 +56,16 @@ pub fn finds(seed: u64, fault: PlantedFault) -> bool {
 
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// From now on a panic of a node is not printed but becomes part of its seed's outcome.
 pub fn catch_panics() {
-    std::panic::set_hook(Box::new(|info| {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !RUNNING.get() {
+            return before(info);
+        }
         // Only our own frames, and only if RUST_BACKTRACE asks for any.
         let stack = std::backtrace::Backtrace::capture().to_string();
         let ours = stack.lines().filter(|line| line.contains("crates/")).map(str::trim);
@@ -74,7 +79,9 @@ pub fn run_seed(seed: u64, variant: Variant, lines: Lines) -> Outcome {
     let scenario = Scenario::draw(seed, variant.plant, variant.family);
     let family = scenario.family;
     let mut world = World::new(seed, scenario, lines);
+    RUNNING.set(true);
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
+    RUNNING.set(false);
     let violation = result.unwrap_or_else(|_| {
         let text = PANIC.with(|panic| panic.borrow_mut().take()).unwrap_or_else(|| "somewhere".to_owned());
         Some(Violation::new("no panic", text))

@@ -38,7 +38,7 @@ pub struct Host {
     pub replaces: bool,
     /// With a fault planted: the id that the new data-dir takes over from the lost one.
     pub kept_id: Option<NodeId>,
-    /// A bit was flipped on its disk, so that it may refuse to start.
+    /// A bit was flipped on its disk, so that its log may refuse to open.
     pub damaged: bool,
 }
 

@@ -7,6 +7,7 @@ use crate::network::{HostNumber, Pipe};
 use crate::scenario::Family;
 use crate::verdict;
 use crate::world::{Happening, World};
+use flotilla_storage::log::stated_bytes;
 use flotilla_storage::store::SimulatedStore;
 use flotilla_types::PlantedFault;
 use std::time::Duration;
@@ -141,7 +142,7 @@ impl World {
         self.kill(host, self.now.0.is_multiple_of(2));
         if fault == Fault::Wipe {
             self.empty_data_dir(host);
-        } else if let Some((file, offset)) = self.hosts[host].disk.flip_bit(&mut self.chance.faults) {
+        } else if let Some((file, offset)) = self.hosts[host].disk.flip_bit_within(&mut self.chance.faults, stated_bytes) {
             self.trace.note(self.now, "bit flip", &[host as u64, offset], || format!("n{}: {file} at {offset}", host + 1));
             self.hosts[host].damaged = true;
         }

@@ -14,7 +14,8 @@ use flotilla_node::boot::{self, Identity};
 use flotilla_node::control::{ControlState, Formats, NodeProfile};
 use flotilla_node::state_machine::ReplicaState;
 use flotilla_node::{
-    Event, JoinRequest, Node, PeerMessage, ReadJob, Reply, ReplyTo, Request, StoreEvent, StoreJob, StoreWorker, Ticket, run_read,
+    Event, JoinRequest, Node, PeerMessage, ReadJob, Reply, ReplyTo, Request, StartError, StoreEvent, StoreJob, StoreWorker, Ticket,
+    run_read,
 };
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::log::{LogBatch, LogRecord, RaftLog, Recovered};
@@ -41,6 +42,7 @@ impl World {
         self.trace.note(self.now, "start", &[number as u64], || format!("n{}", number + 1));
         let (mut log, mut recovered) = match RaftLog::open(host.disk.clone(), self.scenario.log.clone()) {
             Ok(opened) => opened,
+            Err(error) if host.damaged => return self.reset(number, &error.to_string()),
             Err(error) => return self.cannot_start(number, &error.to_string()),
         };
         if recovered.identity.is_none() {
@@ -96,6 +98,7 @@ impl World {
         let rng = self.chance.machines.fork();
         let node = match Node::start(self.scenario.node.clone(), identity, recovered, states, rng, now) {
             Ok(node) => node,
+            Err(error @ StartError::Damaged(_)) if self.hosts[number].damaged => return self.reset(number, &error.to_string()),
             Err(error) => return self.cannot_start(number, &error.to_string()),
         };
         let running = Running {
@@ -117,12 +120,13 @@ impl World {
         self.plan(Duration::from_micros(50), Happening::Turn(number, self.hosts[number].life));
     }
 
-    /// An operator looks at a machine that does not start: after damage that was done to its disk, it
-    /// is given an empty data-dir; without, something is wrong.
     fn cannot_start(&mut self, number: HostNumber, why: &str) {
-        if !self.hosts[number].damaged {
-            return self.fail("recovery", format!("n{} does not start: {why}", number + 1));
-        }
+        self.fail("recovery", format!("n{} does not start: {why}", number + 1));
+    }
+
+    /// Damage that was done to the machine's disk is named and refused: an operator gives it an empty
+    /// data-dir.
+    fn reset(&mut self, number: HostNumber, why: &str) {
         self.trace.note(self.now, "given up", &[number as u64], || format!("n{}: {why}", number + 1));
         self.empty_data_dir(number);
         self.plan(Duration::from_millis(500), Happening::Start(number, self.hosts[number].life));
@@ -323,11 +327,7 @@ impl World {
     /// A node ended itself.
     fn stopped(&mut self, number: HostNumber, reason: &str) {
         self.trace.note(self.now, "stopped", &[number as u64], || format!("n{}: {reason}", number + 1));
-        if !self.hosts[number].damaged {
-            return self.fail("stop", format!("n{} stopped by itself: {reason}", number + 1));
-        }
-        self.kill(number, true);
-        self.plan(Duration::from_secs(1), Happening::Start(number, self.hosts[number].life));
+        self.fail("stop", format!("n{} stopped by itself: {reason}", number + 1));
     }
 
     fn host_at(&self, address: &str) -> Option<HostNumber> {

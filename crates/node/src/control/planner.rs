@@ -4,7 +4,8 @@
 //!
 //! 1. Replicas that a group is reported to run without are confirmed to have left.
 //! 2. Groups whose wanted members differ from `placement::assign` are changed, a few at a time; a group
-//!    is in motion until its leader reports exactly what is wanted.
+//!    is in motion until its leader reports exactly what is wanted, and left to it unless a node that it
+//!    is to move to was removed.
 //! 3. When nothing moves, preferred leaders are spread.
 //!
 //! **Voters are odd in number.** With an even number of copies the last is a learner: it holds the data
@@ -171,7 +172,8 @@ impl<'a> Planner<'a> {
         for (group, nodes) in self.desired() {
             let record = &self.state.groups[&group];
             let (voters, learners) = choose_roles(record, &nodes);
-            if !self.settled.contains(&group) || untouched.contains(&group) || same_nodes(record, &voters, &learners) {
+            let open = self.settled.contains(&group) || self.is_hopeless(record);
+            if !open || untouched.contains(&group) || same_nodes(record, &voters, &learners) {
                 continue;
             }
             if self.is_urgent(record, nodes.len()) {
@@ -224,6 +226,13 @@ impl<'a> Planner<'a> {
         desired.extend(assign(&nodes, [present(&GroupId::CONTROL)], copies));
         desired.retain(|_, nodes| !nodes.is_empty());
         desired
+    }
+
+    /// Whether the motion under way can never end, because a node that it counts on was removed: then
+    /// it is turned around in mid-course.
+    fn is_hopeless(&self, record: &GroupRecord) -> bool {
+        let removed = |node: NodeId| self.state.nodes.get(&node).is_none_or(|r| r.state == NodeState::Removed);
+        record.wanted().any(|m| removed(m.node))
     }
 
     /// Whether there is more at stake than balance: copies are missing, or sit where they must not stay.

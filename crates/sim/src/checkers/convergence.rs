@@ -70,6 +70,10 @@ fn look(wanted: &BTreeMap<GroupId, Wanted>, seen: &[ReplicaSeen], lag_counts: bo
                 leader.voters, leader.learners, leader.joint
             ));
         }
+        // As long as one has not applied the end of a joint change, what it left may be needed to elect.
+        for replica in replicas.iter().filter(|r| r.joint && !r.leads) {
+            amiss.push(format!("{group}/{} on {} is joint", replica.replica, replica.node));
+        }
         let members: BTreeSet<NodeId> = wanted.voters.union(&wanted.learners).copied().collect();
         let present: BTreeSet<NodeId> = replicas.iter().map(|r| r.node).collect();
         if members != present {

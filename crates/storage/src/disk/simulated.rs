@@ -114,12 +114,18 @@ impl SimulatedDisk {
 
     /// Flips one bit of what lies durable on the disk; says where. `None` if the disk is empty.
     pub fn flip_bit(&self, rng: &mut Rng) -> Option<(String, u64)> {
+        self.flip_bit_within(rng, |_, content| content.len() as u64)
+    }
+
+    /// Flips one bit among the first `reach(name, content)` bytes of some file; says where. `None` if
+    /// nothing is in reach.
+    pub fn flip_bit_within(&self, rng: &mut Rng, reach: impl Fn(&str, &[u8]) -> u64) -> Option<(String, u64)> {
         let mut platter = self.platter();
-        let files: Vec<(String, u64)> = platter.durable_names.iter().map(|(name, id)| (name.clone(), *id)).collect();
-        let total: u64 = files.iter().map(|(_, id)| platter.files[id].durable.len() as u64).sum();
+        let reached = |name: &String, id: &u64| (name.clone(), *id, reach(name, &platter.files[id].durable));
+        let files: Vec<(String, u64, u64)> = platter.durable_names.iter().map(|(name, id)| reached(name, id)).collect();
+        let total: u64 = files.iter().map(|(_, _, length)| length).sum();
         let mut at = if total == 0 { return None } else { rng.below(total) };
-        for (name, id) in files {
-            let length = platter.files[&id].durable.len() as u64;
+        for (name, id, length) in files {
             if at < length {
                 let bit = rng.below(8) as u8;
                 platter.flip(id, at, bit);

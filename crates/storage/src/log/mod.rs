@@ -47,6 +47,7 @@ mod state;
 pub use error::LogError;
 pub use record::{InstallPhase, InstallRecord, LogBatch, LogRecord};
 pub use recovery::{Damage, Recovered, RecoveredReplica};
+pub use replay::stated_bytes;
 
 use crate::disk::{Disk, DiskError};
 use flotilla_types::ReplicaKey;

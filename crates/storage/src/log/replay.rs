@@ -54,6 +54,14 @@ pub(super) struct Replay {
     pub(super) known_lost: BTreeSet<ReplicaKey>,
 }
 
+/// How much of the file `name`, from its front, the file itself says was synced: what lies behind may be
+/// a torn write, what lies before can only be damaged. 0 for a file that is no segment.
+pub fn stated_bytes(name: &str, content: &[u8]) -> u64 {
+    let Some(number) = segment::segment_number(name) else { return 0 };
+    let loaded = Loaded { number, path: name.to_owned(), bytes: Bytes::copy_from_slice(content) };
+    u64::from(loaded.mark_from(SEGMENT_HEADER_BYTES))
+}
+
 impl Loaded {
     /// What the segment's opening says, if it verifies.
     pub(super) fn opening(&self) -> Option<OpeningHead> {
