@@ -8,7 +8,7 @@ use crate::power::run;
 use crate::verify::{Verdict, expectations, verify, verify_own_copies};
 use crate::wire::{Wire, WriteEnd};
 use crate::writers::{WriterPlan, Writers};
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use flotilla::local_cluster::NodeSpec;
 use flotilla_types::Rng;
 use serde::Serialize;
@@ -57,6 +57,8 @@ pub struct CutOffReport {
     pub kills_during_install: usize,
     /// Writes acknowledged.
     pub acknowledged: usize,
+    /// Snapshots that the victim installed after the long cut, in all its lives.
+    pub snapshots_installed: u64,
     /// The newest values, asked of every node.
     pub linearizable: Verdict,
     /// Each node's own copy.
@@ -69,6 +71,7 @@ impl CutOffReport {
         self.not_refused.is_empty()
             && self.refusal_ms_worst < REQUEST_TIMEOUT.as_secs_f64() * 1e3 + ANSWER_GRACE_MS
             && self.shards_alive == self.shards
+            && self.snapshots_installed > 0
             && self.linearizable.is_fine()
             && self.own_copies.as_ref().is_none_or(Verdict::is_fine)
     }
@@ -84,8 +87,8 @@ impl CutOffReport {
             ),
             format!("the others acknowledged writes to {} of {} shards meanwhile", self.shards_alive, self.shards),
             format!(
-                "settled {:.0} ms after a brief cut, {:.0} ms after a long one with {} kills on the way",
-                self.brief_recovery_ms, self.long_recovery_ms, self.kills_during_install
+                "settled {:.0} ms after a brief cut, {:.0} ms after a long one with {} snapshots and {} kills on the way",
+                self.brief_recovery_ms, self.long_recovery_ms, self.snapshots_installed, self.kills_during_install
             ),
             format!("{} writes acknowledged; newest values: {}", self.acknowledged, verdict_line(&self.linearizable)),
             format!("own copies: {}", own_copies_line(self.own_copies.as_ref())),
@@ -233,14 +236,18 @@ pub async fn run_cut_off(binary: &Path, folder: &Path, plan: &CutOffPlan) -> any
     tokio::time::sleep(plan.long).await;
     networks.heal(victim)?;
     let healed = Instant::now();
+    let address = cluster.addresses()[victim];
+    let mut snapshots_installed = 0;
     for _ in 0..plan.kills_during_install {
         tokio::time::sleep(Duration::from_millis(rng.between(50, 1500))).await;
+        snapshots_installed += snapshots_installed_at(address).await.unwrap_or(0);
         cluster.kill(victim);
         cluster.launch(victim)?;
     }
     cluster.wait_ready(victim).await?;
     cluster.wait_settled().await?;
     let long_recovery_ms = healed.elapsed().as_secs_f64() * 1e3;
+    snapshots_installed += snapshots_installed_at(address).await.context("the victim's metrics")?;
     let (second_plan, tags, record) = writers.stop().await;
     expected.extend(expectations(&second_plan, &tags, &record));
     acknowledged += record.acknowledged.len();
@@ -261,10 +268,18 @@ pub async fn run_cut_off(binary: &Path, folder: &Path, plan: &CutOffPlan) -> any
         brief_recovery_ms,
         long_recovery_ms,
         kills_during_install,
+        snapshots_installed,
         acknowledged,
         linearizable,
         own_copies,
     })
+}
+
+/// How many snapshots a node has installed since it was started.
+async fn snapshots_installed_at(address: std::net::SocketAddr) -> Option<u64> {
+    let reply = Wire::new(address, REQUEST_TIMEOUT).exchange("GET", "/metrics", b"").await.ok()?;
+    let text = String::from_utf8(reply.body).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("flotilla_snapshots_installed_total "))?.parse().ok()
 }
 
 /// Refusals, what was not refused rightly, and how long the slowest took.

@@ -124,11 +124,7 @@ impl StoreJob {
     /// Adds a run of entries to an apply job, which holds each replica once.
     pub fn add_run(runs: &mut Vec<GroupApply>, run: GroupApply) {
         match runs.iter_mut().find(|earlier| earlier.replica == run.replica) {
-            Some(earlier) => {
-                earlier.entries.extend(run.entries);
-                earlier.memberships.extend(run.memberships);
-                earlier.answers_wanted |= run.answers_wanted;
-            }
+            Some(earlier) => earlier.extend(run),
             None => runs.push(run),
         }
     }

@@ -9,6 +9,7 @@
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
 //! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown.
 
+mod apply_queue;
 pub mod boot;
 mod codec;
 pub mod control;

@@ -7,6 +7,7 @@
 //! for all waiting reads, and takes what Raft has ready: messages, one batch for the log, entries to
 //! apply. Messages that promise something wait for the log (`replication`).
 
+use crate::apply_queue::ApplyQueue;
 use crate::boot::{self, Identity};
 use crate::control::{ControlState, Standing};
 use crate::effect::{Effects, Notice, ReplyTo};
@@ -153,6 +154,7 @@ pub struct Node {
     pub(crate) requests: Requests,
     pub(crate) reading: Reading,
     pub(crate) log: LogQueue,
+    pub(crate) apply: ApplyQueue,
     pub(crate) transfers: Transfers,
     pub(crate) supervision: Supervision,
     pub(crate) out: Effects,
@@ -191,6 +193,7 @@ impl Node {
             requests: Requests::new(&config, first_number()),
             reading: Reading::new(identity.node, first_number()),
             log: LogQueue::default(),
+            apply: ApplyQueue::default(),
             transfers: Transfers::starting_at(first_number()),
             supervision: Supervision::new(now.instant),
             out: Effects::default(),
@@ -434,6 +437,7 @@ impl Node {
                 self.dirty.insert(*group);
             }
         }
+        self.apply.hurry();
         self.campaign_in_place_of_the_dead(now);
         self.expire(now);
         self.retry_parked(now);

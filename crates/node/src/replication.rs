@@ -353,19 +353,20 @@ impl Node {
         }
         replica.applying.extend(entries.last().map(|last| (last.index, bytes)));
         let key = replica.key;
+        let is_awaited = answers_wanted || !memberships.is_empty() || replica.is_leader();
         self.unapplied_bytes += bytes;
         if !memberships.is_empty() {
             self.report_soon(now);
         }
         // A turn may take several Readies of a group.
-        StoreJob::add_run(&mut self.supervision.applying, GroupApply { replica: key, entries, memberships, answers_wanted });
+        self.apply.push(GroupApply { replica: key, entries, memberships, answers_wanted }, bytes, is_awaited);
     }
 
-    /// Sends this turn's committed entries of all groups as one job.
+    /// Sends the committed entries of all groups that are to be applied now as one job.
     pub(crate) fn send_apply_job(&mut self) {
-        let applying = std::mem::take(&mut self.supervision.applying);
-        if !applying.is_empty() {
-            self.out.store.push(StoreJob::Apply(applying));
+        let due = self.apply.take_due();
+        if !due.is_empty() {
+            self.out.store.push(StoreJob::Apply(due));
         }
     }
 
@@ -495,6 +496,8 @@ impl Node {
             self.drop_transfers_of(group);
         }
         if leader == Some(me) {
+            // What it gathered as a follower its clients wait for now.
+            self.apply.hurry();
             self.stats.elections_won += 1;
         }
         if leader.is_some() {

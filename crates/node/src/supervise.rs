@@ -16,7 +16,6 @@ use crate::node::{Link, Node};
 use crate::replica::{Replica, Waiter};
 use crate::report::Report;
 use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request};
-use crate::state_machine::GroupApply;
 use flotilla_storage::log::LogRecord;
 use flotilla_types::{GroupId, Instant, LogIndex, MembershipChange, NodeId, ReplicaId, ReplicaKey, Term};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,8 +55,6 @@ pub(crate) struct Supervision {
     persisting: bool,
     /// Applied since the store was last made durable.
     pub(crate) applied_bytes: usize,
-    /// Entries to be handed to the apply thread at the end of this turn.
-    pub(crate) applying: Vec<GroupApply>,
     /// The last report of each node, and when it came (kept by every control voter).
     pub(crate) reports: BTreeMap<NodeId, (Instant, Report)>,
     /// Joins proposed to the control group: who is told, and what is answered.
@@ -78,7 +75,6 @@ impl Supervision {
             last_persist: now,
             persisting: false,
             applied_bytes: 0,
-            applying: Vec::new(),
             reports: BTreeMap::new(),
             joins: Vec::new(),
             epoch_confirmed: None,
@@ -525,6 +521,7 @@ impl Node {
         self.drop_transfers_of(key.group);
         self.reroute_reads(key.group);
         let Some(mut replica) = self.replicas.remove(&key.group) else { return };
+        self.apply.forget(key);
         self.unapplied_bytes -= replica.applying.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let pending = replica.take_pending();
         self.reroute(key.group, pending);
