@@ -99,6 +99,10 @@ error_codes! {
     RequestStalled = "request_stalled", 408, exit 1, Retry, None, "No progress of the request";
     /// Another node has the joiner's name.
     NameTaken = "name_taken", 409, exit 1, Fix, None, "Name taken";
+    /// The key's value is no integer, so it cannot be incremented.
+    NotAnInteger = "not_an_integer", 409, exit 1, Fix, None, "Not an integer";
+    /// The sum would not fit into a signed integer of 64 bits.
+    IncrementOverflow = "increment_overflow", 409, exit 1, Fix, None, "Increment would overflow";
     /// The key's version is not what the condition asks for.
     ConditionFailed = "condition_failed", 412, exit 1, Fix, None, "Condition failed";
     /// The value or body is larger than what is allowed.

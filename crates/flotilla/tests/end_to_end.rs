@@ -82,6 +82,12 @@ fn a_demo_cluster_serves_every_command() {
     assert_eq!(outcome(&["del", "bytes", "--endpoint", &first]), (0, "deleted\n".into(), String::new()));
     assert_eq!(outcome(&["del", "bytes", "--endpoint", &last]).1, "no such key\n");
 
+    assert_eq!(outcome(&["incr", "visits/today", "--endpoint", &first]), (0, "1\n".into(), String::new()));
+    assert_eq!(outcome(&["incr", "visits/today", "--by", "-43", "--endpoint", &last]).1, "-42\n");
+    assert_eq!(outcome(&["get", "visits/today", "--endpoint", &first]).1, "-42");
+    let (code, _, error) = outcome(&["incr", "a key/ä", "--endpoint", &first]);
+    assert!(code == 1 && error.contains("not_an_integer") && error.contains("it did not happen"), "{code} {error}");
+
     let (code, status, _) = outcome(&["cluster", "status", "--endpoint", &all]);
     assert!(code == 0 && status.contains("3 nodes: every shard on at least 3"), "{status}");
     let nodes: serde_json::Value = serde_json::from_str(&outcome(&["cluster", "nodes", "--json", "--endpoint", &all]).1).expect("JSON");

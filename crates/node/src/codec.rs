@@ -4,7 +4,7 @@
 //! of decoding as slices of the frame that held them.
 
 use crate::message::{Forward, PeerMessage};
-use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request};
+use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, WriteRefusal};
 use bytes::{BufMut, BytesMut};
 use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
 use flotilla_types::wire::{DecodeError, Reader, Write};
@@ -193,6 +193,12 @@ impl Request {
                 out.write_bytes(&serde_json::to_vec(join).expect("a join request is plain text and numbers"));
             }
             Request::ClusterStatus => out.put_u8(5),
+            Request::Increment { key, by, condition } => {
+                out.put_u8(20);
+                out.write_bytes(key.as_bytes());
+                out.put_i64_le(*by);
+                encode_condition(condition, out);
+            }
         }
     }
 
@@ -211,6 +217,9 @@ impl Request {
                 Request::Join(join)
             }
             5 => Request::ClusterStatus,
+            20 => {
+                Request::Increment { key: decode_key(reader)?, by: reader.u64("increment")? as i64, condition: decode_condition(reader)? }
+            }
             other => return Err(DecodeError::Invalid("request kind", u64::from(other))),
         })
     }
@@ -258,6 +267,15 @@ impl Reply {
                 out.write_bool(failure.outcome == Outcome::Unknown);
                 out.write_bytes(failure.detail.as_bytes());
             }
+            Reply::Incremented { value, version } => {
+                out.put_u8(20);
+                out.put_i64_le(*value);
+                out.put_u64_le(version.0);
+            }
+            Reply::Refused(refusal) => {
+                out.put_u8(21);
+                out.put_u8(*refusal as u8);
+            }
         }
     }
 
@@ -281,6 +299,8 @@ impl Reply {
                 outcome: if reader.bool("outcome")? { Outcome::Unknown } else { Outcome::NotApplied },
                 detail: String::from_utf8_lossy(&reader.bytes("detail")?).into_owned(),
             }),
+            20 => Reply::Incremented { value: reader.u64("sum")? as i64, version: version(reader)? },
+            21 => Reply::Refused(decode_refusal(reader.u8("refusal")?)?),
             other => return Err(DecodeError::Invalid("reply kind", u64::from(other))),
         })
     }
@@ -292,6 +312,11 @@ fn decode_reason(byte: u8) -> Result<FailureReason> {
         .into_iter()
         .find(|reason| *reason as u8 == byte)
         .ok_or(DecodeError::Invalid("failure reason", u64::from(byte)))
+}
+
+fn decode_refusal(byte: u8) -> Result<WriteRefusal> {
+    let known = WriteRefusal::ALL.into_iter().find(|refusal| *refusal as u8 == byte);
+    known.ok_or(DecodeError::Invalid("refusal", u64::from(byte)))
 }
 
 fn decode_key(reader: &mut Reader) -> Result<Key> {

@@ -11,11 +11,11 @@ use crate::message::PeerMessage;
 use crate::node::Node;
 use crate::replica::{Install, InstallStage, Proposed, Replica, Waiter};
 use crate::request::{Failure, FailureReason, Reply, Request};
-use crate::state_machine::{GroupApplied, GroupApply, MutationBatch, MutationResult, ReplicaState, StopReason};
+use crate::state_machine::{GroupApplied, GroupApply, INCREMENT_BYTES, MutationBatch, MutationResult, ReplicaState, StopReason};
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored, StepError};
 use flotilla_storage::log::{LogBatch, LogRecord};
-use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
+use flotilla_types::{Entry, EntryKind, GroupId, Key, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for the log.
@@ -528,22 +528,26 @@ fn reply_of(result: MutationResult) -> Reply {
         MutationResult::Put { version, created } => Reply::Put { version, created },
         MutationResult::Deleted { deleted } => Reply::Deleted { deleted },
         MutationResult::ConditionFailed { present } => Reply::ConditionFailed { present },
+        MutationResult::Incremented { value, version } => Reply::Incremented { value, version },
+        MutationResult::Refused(refusal) => Reply::Refused(refusal),
     }
 }
 
 /// Appends as many of the requests as one entry takes, at least one; gives how many.
 fn fill(batch: &mut MutationBatch, pending: &[(Waiter, Request)]) -> usize {
-    let mut count = 0;
-    for (_, request) in pending {
-        match request {
-            Request::Put { key, value, condition } if batch.fits(key.as_bytes().len(), value.len(), condition) => {
-                batch.put(key, value, condition)
-            }
-            Request::Delete { key, condition } if batch.fits(key.as_bytes().len(), 0, condition) => batch.delete(key, condition),
-            _ => break,
-        };
-        count += 1;
-    }
+    let count = pending.iter().take_while(|(_, request)| append(batch, request)).count();
     assert!(count > 0, "an empty batch takes any one mutation");
     count
+}
+
+/// Appends a write, unless the entry is full.
+fn append(batch: &mut MutationBatch, request: &Request) -> bool {
+    let fits = |key: &Key, bytes, condition| batch.fits(key.as_bytes().len(), bytes, condition);
+    match request {
+        Request::Put { key, value, condition } if fits(key, value.len(), condition) => batch.put(key, value, condition),
+        Request::Delete { key, condition } if fits(key, 0, condition) => batch.delete(key, condition),
+        Request::Increment { key, by, condition } if fits(key, INCREMENT_BYTES, condition) => batch.increment(key, *by, condition),
+        _ => return false,
+    };
+    true
 }

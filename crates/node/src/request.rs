@@ -28,6 +28,15 @@ pub enum Request {
         /// What must hold.
         condition: Condition,
     },
+    /// Add to the integer that is a key's value, if the condition holds; an absent key counts from 0.
+    Increment {
+        /// The key.
+        key: Key,
+        /// What is added.
+        by: i64,
+        /// What must hold.
+        condition: Condition,
+    },
     /// Add a node to the cluster (or say again how an existing one is reached).
     Join(JoinRequest),
     /// The whole cluster as the control group's leader sees it.
@@ -84,6 +93,15 @@ pub enum Reply {
         /// The version that is there, if any.
         present: Option<Version>,
     },
+    /// The increment happened.
+    Incremented {
+        /// What the key holds now.
+        value: i64,
+        /// The version it gave the key.
+        version: Version,
+    },
+    /// The write was agreed on, and what is there did not allow it; nothing was written.
+    Refused(WriteRefusal),
     /// The joiner is a member: the control group's state, encoded, and its cluster.
     Joined {
         /// [`crate::control::ControlState`] in its own encoding.
@@ -100,6 +118,21 @@ pub enum Reply {
     Status(Bytes),
     /// The request failed.
     Failed(Failure),
+}
+
+/// Why the state of a shard did not allow a write, other than its condition. It certainly did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WriteRefusal {
+    /// The value to be incremented is no integer.
+    NotAnInteger = 1,
+    /// The sum does not fit into 64 bits.
+    Overflow = 2,
+}
+
+impl WriteRefusal {
+    /// All of them.
+    pub const ALL: [WriteRefusal; 2] = [WriteRefusal::NotAnInteger, WriteRefusal::Overflow];
 }
 
 /// A request that failed. One that writes cannot be built without its outcome.
@@ -152,13 +185,13 @@ impl Failure {
 impl Request {
     /// Whether it changes data, so that its failure needs an outcome.
     pub fn is_write(&self) -> bool {
-        matches!(self, Request::Put { .. } | Request::Delete { .. })
+        matches!(self, Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. })
     }
 
     /// The key it is about, if it is about one.
     pub fn key(&self) -> Option<&Key> {
         match self {
-            Request::Get { key } | Request::Put { key, .. } | Request::Delete { key, .. } => Some(key),
+            Request::Get { key } | Request::Put { key, .. } | Request::Delete { key, .. } | Request::Increment { key, .. } => Some(key),
             Request::Join(_) | Request::ClusterStatus => None,
         }
     }
@@ -167,7 +200,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         match self {
             Request::Put { key, value, .. } => key.as_bytes().len() + value.len(),
-            Request::Get { key } | Request::Delete { key, .. } => key.as_bytes().len(),
+            Request::Get { key } | Request::Delete { key, .. } | Request::Increment { key, .. } => key.as_bytes().len(),
             Request::Join(_) | Request::ClusterStatus => 256,
         }
     }

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use flotilla_node::control::{ControlAnswer, ControlCommand, ControlState, Formats, NodeProfile};
+use flotilla_node::request::WriteRefusal;
 use flotilla_node::state_machine::{
     Applier, ApplyError, ApplyJob, CHECKPOINT_EVERY, ChunkError, GroupApplied, GroupApply, InstallError, MutationBatch, MutationError,
     MutationResult, ReplicaState, SnapshotReader, StateMachineFaults, StopReason, read,
@@ -30,9 +31,16 @@ const SIZES: [usize; 6] = [0, 5, INLINE_VALUE_BYTES_MAX, INLINE_VALUE_BYTES_MAX 
 #[derive(Clone, Debug)]
 struct Op {
     key: u8,
-    /// An index into [`SIZES`]; `None`: a delete.
-    size: Option<usize>,
+    change: Change,
     condition: Condition,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// An index into [`SIZES`].
+    Put(usize),
+    Delete,
+    Increment(i64),
 }
 
 /// The simplest thing that does the same.
@@ -62,9 +70,10 @@ fn normal(index: u64, data: Bytes) -> Entry {
 fn entry(index: u64, ops: &[Op]) -> Entry {
     let mut batch = MutationBatch::new();
     for op in ops {
-        match op.size {
-            Some(size) => batch.put(&key(op.key), &value(SIZES[size], index), &op.condition),
-            None => batch.delete(&key(op.key), &op.condition),
+        match op.change {
+            Change::Put(size) => batch.put(&key(op.key), &value(SIZES[size], index), &op.condition),
+            Change::Delete => batch.delete(&key(op.key), &op.condition),
+            Change::Increment(by) => batch.increment(&key(op.key), by, &op.condition),
         };
     }
     normal(index, batch.finish(Timestamp(index * 100)))
@@ -72,7 +81,7 @@ fn entry(index: u64, ops: &[Op]) -> Entry {
 
 /// `size` is an index into [`SIZES`].
 fn put(index: u64, number: u8, size: usize) -> Entry {
-    entry(index, &[Op { key: number, size: Some(size % SIZES.len()), condition: Condition::ALWAYS }])
+    entry(index, &[Op { key: number, change: Change::Put(size % SIZES.len()), condition: Condition::ALWAYS }])
 }
 
 fn job(replica: ReplicaKey, entries: &[Entry]) -> ApplyJob {
@@ -105,16 +114,24 @@ impl Model {
         if !op.condition.holds(present) {
             return MutationResult::ConditionFailed { present };
         }
-        match op.size {
-            Some(size) => {
+        match op.change {
+            Change::Put(size) => {
                 self.version += 1;
                 self.keys.insert(key, (Version(self.version), value(SIZES[size], index)));
                 MutationResult::Put { version: Version(self.version), created: present.is_none() }
             }
-            None => {
+            Change::Delete => {
                 self.version += u64::from(present.is_some());
                 self.keys.remove(&key);
                 MutationResult::Deleted { deleted: present.is_some() }
+            }
+            Change::Increment(by) => {
+                let before = self.keys.get(&key).map_or("0".into(), |(_, value)| String::from_utf8_lossy(value).into_owned());
+                let Ok(before) = before.parse::<i64>() else { return MutationResult::Refused(WriteRefusal::NotAnInteger) };
+                let Some(value) = before.checked_add(by) else { return MutationResult::Refused(WriteRefusal::Overflow) };
+                self.version += 1;
+                self.keys.insert(key, (Version(self.version), value.to_string().into()));
+                MutationResult::Incremented { value, version: Version(self.version) }
             }
         }
     }
@@ -161,7 +178,12 @@ fn any_match() -> impl Strategy<Value = Option<Match>> {
 
 fn any_op() -> impl Strategy<Value = Op> {
     let condition = (any_match(), any_match()).prop_map(|(if_match, if_none_match)| Condition { if_match, if_none_match });
-    (0..5u8, proptest::option::weighted(0.75, 0..SIZES.len()), condition).prop_map(|(key, size, condition)| Op { key, size, condition })
+    let increment = || prop_oneof![3 => -5..5i64, 1 => Just(i64::MAX - 3)].prop_map(Change::Increment);
+    let change = prop_oneof![6 => (0..SIZES.len()).prop_map(Change::Put), 2 => Just(Change::Delete), 1 => increment()];
+    // The last two keys are counters, most of the time.
+    let counter = prop_oneof![1 => change.clone(), 1 => Just(Change::Delete), 6 => increment()];
+    let any = prop_oneof![3 => (0..3u8, change), 2 => (3..5u8, counter)];
+    (any, condition).prop_map(|((key, change), condition)| Op { key, change, condition })
 }
 
 fn any_entries() -> impl Strategy<Value = Vec<Vec<Op>>> {
@@ -324,7 +346,7 @@ fn the_real_store_does_the_same() {
         .map(|_| {
             let op = |rng: &mut Rng| Op {
                 key: rng.below(5) as u8,
-                size: rng.chance(3, 4).then(|| rng.below(SIZES.len() as u64) as usize),
+                change: if rng.chance(3, 4) { Change::Put(rng.below(SIZES.len() as u64) as usize) } else { Change::Delete },
                 condition: Condition::ALWAYS,
             };
             (0..rng.below(4)).map(|_| op(&mut rng)).collect()
@@ -477,7 +499,7 @@ fn planted_faults_do_harm() {
         let (mut applier, _) = Applier::open(SimulatedStore::new(), faults).unwrap();
         applier.create(a, ReplicaState::new(membership())).unwrap();
         let exists = Condition { if_match: Some(Match::Any), if_none_match: None };
-        let refused = entry(2, &[Op { key: 1, size: Some(1), condition: exists }]);
+        let refused = entry(2, &[Op { key: 1, change: Change::Put(1), condition: exists }]);
         apply_one(&mut applier, a, &[put(1, 0, 1), refused, put(3, 0, 2)]);
         // Without the last batch: the state row, if it was written apart.
         let store = applier.store().crash_keeping(applier.store().unpersisted() - usize::from(faults.applied_index_apart));

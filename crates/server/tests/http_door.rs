@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, FailureReason, Reply, Request};
+use flotilla_node::request::{Failure, FailureReason, Reply, Request, WriteRefusal};
 use flotilla_server::http::{Backend, HttpOptions, serve};
 use flotilla_server::metrics::Exposition;
 use flotilla_types::{Key, NodeId, ShardId, Version};
@@ -46,7 +46,9 @@ impl Backend for FakeNode {
                 Some((version, value)) => Reply::Value { version: *version, value: value.clone() },
                 None => Reply::Absent,
             },
-            Request::Put { condition, .. } | Request::Delete { condition, .. } if !condition.holds(present) => {
+            Request::Put { condition, .. } | Request::Delete { condition, .. } | Request::Increment { condition, .. }
+                if !condition.holds(present) =>
+            {
                 Reply::ConditionFailed { present }
             }
             Request::Put { key, value, .. } => {
@@ -56,6 +58,15 @@ impl Backend for FakeNode {
                 Reply::Put { version, created }
             }
             Request::Delete { key, .. } => Reply::Deleted { deleted: rows.remove(key.as_bytes()).is_some() },
+            Request::Increment { key, by, .. } => {
+                let before = rows.get(key.as_bytes()).map_or("0".into(), |(_, value)| String::from_utf8_lossy(value).into_owned());
+                let Ok(before) = before.parse::<i64>() else { return Reply::Refused(WriteRefusal::NotAnInteger) };
+                let Some(value) = before.checked_add(by) else { return Reply::Refused(WriteRefusal::Overflow) };
+                self.writes.set(self.writes.get() + 1);
+                let version = Version(self.writes.get());
+                rows.insert(key.as_bytes().to_vec(), (version, value.to_string().into()));
+                Reply::Incremented { value, version }
+            }
             Request::Join(join) if join.name == "taken" => Reply::NameTaken { holder: NodeId(7), alive: false },
             Request::Join(_) => Reply::Joined { state: bytes::Bytes::from_static(b"state\xff") },
             Request::ClusterStatus => Reply::Status(bytes::Bytes::from_static(b"{\"nodes\":[]}")),
@@ -218,6 +229,25 @@ fn keys_are_written_read_and_deleted() {
 }
 
 #[test]
+fn integers_are_incremented() {
+    with_door(HttpOptions::default(), |door| async move {
+        let first = door.ask("POST", "/v1/kv/n/incr", &[], "").await;
+        assert_eq!((first.status, first.header("etag")), (200, Some("\"1\"")));
+        assert_eq!(first.body, b"{\"value\":1,\"version\":1}\n");
+        assert_eq!(door.ask("POST", "/v1/kv/n/incr?by=-43&timeout=5s", &[], "").await.body, b"{\"value\":-42,\"version\":2}\n");
+        assert_eq!(door.ask("POST", "/v1/kv/n/incr", &["If-Match: \"1\""], "").await.status, 412);
+        assert_eq!(door.ask("GET", "/v1/kv/n", &[], "").await.body, b"-42");
+        door.ask("PUT", "/v1/kv/text", &[], "seven").await;
+        door.ask("PUT", "/v1/kv/most", &[], &i64::MAX.to_string()).await;
+        for (key, code) in [("text", "not_an_integer"), ("most", "increment_overflow")] {
+            let refused = door.ask("POST", &format!("/v1/kv/{key}/incr"), &[], "").await;
+            assert_eq!((refused.status, refused.code().as_str()), (409, code));
+            assert_eq!(refused.header("flotilla-outcome"), Some("not-applied"));
+        }
+    });
+}
+
+#[test]
 fn conditions_are_kept() {
     with_door(HttpOptions::default(), |door| async move {
         door.ask("PUT", "/v1/kv/k", &[], "v").await;
@@ -294,7 +324,12 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
             ("PUT", "/v1/kv/a", &["Idempotency-Key: 1"], "v", 501, "not_built"),
             ("GET", "/v1/kv?prefix=a", &[], "", 501, "not_built"),
             ("DELETE", "/v1/kv?prefix=a", &[], "", 501, "not_built"),
-            ("POST", "/v1/kv/a/incr?by=1", &[], "", 501, "not_built"),
+            ("POST", "/v1/kv//incr?by=1", &[], "", 405, "method_not_allowed"),
+            ("POST", "/v1/kv/a/incr?by=1.5", &[], "", 400, "bad_parameter"),
+            ("POST", "/v1/kv/a/incr?by=9223372036854775808", &[], "", 400, "bad_parameter"),
+            ("POST", "/v1/kv/a/incr", &["If-Match: 7"], "", 400, "bad_condition"),
+            ("POST", "/v1/kv/a/incr", &[], "{\"by\":2}", 400, "bad_body"),
+            ("POST", "/v1/kv/a/incr", &["Origin: http://evil.example"], "", 403, "cross_origin"),
             ("POST", "/v1/txn", &[], "{}", 501, "not_built"),
             ("POST", "/v1/cluster/nodes/n1/drain", &[], "", 501, "not_built"),
             ("GET", "/v1/nothing", &[], "", 404, "no_route"),

@@ -23,6 +23,17 @@ pub fn put_answer(key: &Key, version: Version) -> Vec<u8> {
     json
 }
 
+/// What a successful increment answers: `{"value":...,"version":...}`.
+pub fn increment_answer(value: i64, version: Version) -> Vec<u8> {
+    let mut json = Vec::with_capacity(64);
+    json.extend_from_slice(b"{\"value\":");
+    json.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    json.extend_from_slice(b",\"version\":");
+    json.extend_from_slice(itoa::Buffer::new().format(version.0).as_bytes());
+    json.extend_from_slice(b"}\n");
+    json
+}
+
 /// Appends a JSON string, quotes included (RFC 8259, section 7).
 pub fn write_json_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -52,6 +63,11 @@ pub fn write_json_string(out: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn sums_are_numbers() {
+        assert_eq!(increment_answer(i64::MIN, Version(7)), b"{\"value\":-9223372036854775808,\"version\":7}\n");
+    }
 
     #[test]
     fn keys_that_are_not_utf8_come_as_base64() {

@@ -8,7 +8,7 @@ mod etag;
 mod path;
 mod query;
 
-pub use answer::{put_answer, write_json_string};
+pub use answer::{increment_answer, put_answer, write_json_string};
 pub use etag::{parse_if_match, parse_if_none_match, write_etag};
 pub use path::{decode_key, decode_segment, encode_key};
 pub use query::{Consistency, Query, TIMEOUT_DEFAULT, TIMEOUT_MAX, parse_duration};

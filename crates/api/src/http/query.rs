@@ -65,6 +65,16 @@ impl Query {
         })
     }
 
+    /// `?by=`, or 1.
+    ///
+    /// # Errors
+    /// If it is no decimal integer of 64 bits.
+    pub fn by(&self) -> Result<i64, Problem> {
+        let Some(value) = self.value("by") else { return Ok(1) };
+        let by = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+        by.ok_or_else(|| Problem::new(ErrorCode::BadParameter, "by must be a whole number between -2^63 and 2^63 - 1"))
+    }
+
     /// `?consistency=`, or linearizable.
     ///
     /// # Errors

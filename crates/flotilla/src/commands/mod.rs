@@ -5,6 +5,7 @@ mod cluster;
 mod del;
 mod demo;
 mod get;
+mod incr;
 mod not_built;
 mod put;
 mod serve;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Put(put::PutArgs),
     /// Delete a key.
     Del(del::DelArgs),
+    /// Add to the integer that a key holds, and print the sum.
+    Incr(incr::IncrArgs),
     /// Look at the cluster: nodes, shards, where a key lies.
     Cluster(cluster::ClusterArgs),
     /// Generate load and print latency percentiles.
@@ -67,6 +70,7 @@ impl Command {
             Command::Get(args) => block_on(args.run()),
             Command::Put(args) => block_on(args.run()),
             Command::Del(args) => block_on(args.run()),
+            Command::Incr(args) => block_on(args.run()),
             Command::Cluster(args) => block_on(args.run()),
             Command::Bench(args) => block_on(args.run()),
             Command::Other(words) => Err(not_built::refuse(&words)),

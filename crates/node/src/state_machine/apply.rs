@@ -11,17 +11,19 @@
 //! before, and the others go on ([`StopReason`]). When the store itself fails, the whole applier is
 //! done ([`ApplyError`]): what it holds in memory is ahead of what is stored.
 
+use super::change::Overlaid;
 use super::head_cache::HeadCache;
 use super::mutation::{Mutation, MutationError, Mutations};
-use super::rows::{KeyHead, RowWriter};
+use super::rows::RowWriter;
 use super::snapshot::Incoming;
 use super::state::{CHECKPOINT_EVERY, ReplicaState};
 use crate::control::{ControlAnswer, ControlCommand, ControlState};
+use crate::request::WriteRefusal;
 use bytes::Bytes;
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES};
 use flotilla_storage::store::{StateStore, StoreError};
 use flotilla_types::wire::DecodeError;
-use flotilla_types::{Condition, Entry, EntryKind, GroupId, Key, LogIndex, Membership, ReplicaKey, Term, Version};
+use flotilla_types::{Entry, EntryKind, GroupId, Key, LogIndex, Membership, ReplicaKey, Term, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -101,6 +103,15 @@ pub enum MutationResult {
         /// The present version; `None`: absent.
         present: Option<Version>,
     },
+    /// The key holds the sum.
+    Incremented {
+        /// What it holds now.
+        value: i64,
+        /// The version it got.
+        version: Version,
+    },
+    /// The state did not allow it; nothing happened.
+    Refused(WriteRefusal),
 }
 
 /// Why one replica cannot go on while the others can.
@@ -173,7 +184,7 @@ pub struct Applier<S: StateStore> {
     pub(super) failed: bool,
     damaged: Vec<(ReplicaKey, String)>,
     writer: RowWriter,
-    overlay: BTreeMap<Key, Option<KeyHead>>,
+    overlay: BTreeMap<Key, Overlaid>,
     heads: HeadCache,
     row_key: Vec<u8>,
     pub(super) faults: StateMachineFaults,
@@ -198,7 +209,7 @@ struct Counters {
 }
 
 /// Why an entry was not applied.
-enum EntryError {
+pub(super) enum EntryError {
     Stop(StopReason),
     Store(StoreError),
 }
@@ -418,34 +429,23 @@ impl Live {
         self.state = ReplicaState { version, clock, hash, keys, bytes, ..self.state.clone() };
     }
 
-    fn next_version(&mut self) -> Version {
+    pub(super) fn next_version(&mut self) -> Version {
         self.state.version.0 += 1;
         assert!(self.state.version.0 < VERSION_END, "the shard has given out all versions below 2^53");
         self.state.version
     }
 }
 
-/// How many keys and bytes a present key counts for.
-fn size_of(key: &Key, head: Option<KeyHead>) -> (u64, u64) {
-    head.map_or((0, 0), |head| (1, key.as_bytes().len() as u64 + u64::from(head.value_bytes)))
-}
-
-fn count_down(count: u64, by: u64) -> Result<u64, EntryError> {
-    let short =
-        || EntryError::Stop(StopReason::Damaged(format!("the state counts {count} where at least {by} are: it is not that of these rows")));
-    count.checked_sub(by).ok_or_else(short)
-}
-
-/// The parts of the applier that work on one group's entries.
-struct Work<'a, S> {
-    store: &'a S,
-    writer: &'a mut RowWriter,
-    overlay: &'a mut BTreeMap<Key, Option<KeyHead>>,
-    heads: &'a mut HeadCache,
-    row_key: &'a mut Vec<u8>,
-    conditions_ignored: bool,
+/// The parts of the applier that work on one group's entries. What a mutation does to its key is in [`super::change`].
+pub(super) struct Work<'a, S> {
+    pub(super) store: &'a S,
+    pub(super) writer: &'a mut RowWriter,
+    pub(super) overlay: &'a mut BTreeMap<Key, Overlaid>,
+    pub(super) heads: &'a mut HeadCache,
+    pub(super) row_key: &'a mut Vec<u8>,
+    pub(super) conditions_ignored: bool,
     /// Whether a key was written twice, so that the batch may hold a row twice.
-    seen_twice: bool,
+    pub(super) seen_twice: bool,
 }
 
 impl<S: StateStore> Work<'_, S> {
@@ -480,79 +480,12 @@ impl<S: StateStore> Work<'_, S> {
             let answer = match mutation {
                 Mutation::Put { key, value, condition } => self.put(live, key, &value, &condition)?,
                 Mutation::Delete { key, condition } => self.delete(live, key, &condition)?,
+                Mutation::Increment { key, by, condition } => self.increment(live, key, by, &condition)?,
             };
             if answers_wanted {
                 answers.push(answer);
             }
         }
         Ok(answers)
-    }
-
-    fn put(&mut self, live: &mut Live, key: Key, value: &[u8], condition: &Condition) -> Result<MutationResult, EntryError> {
-        let before = self.head(live, &key)?;
-        if let Some(failed) = self.refusal(condition, before) {
-            return Ok(failed);
-        }
-        let version = live.next_version();
-        let head = KeyHead::of_value(version, value);
-        let state = &mut live.state;
-        state.hash = self.writer.put_key(&live.prefix, &key, head, value, before, state.hash);
-        let (keys, bytes) = size_of(&key, before);
-        state.keys = count_down(state.keys, keys)? + 1;
-        state.bytes = count_down(state.bytes, bytes)? + key.as_bytes().len() as u64 + u64::from(head.value_bytes);
-        self.remember(live, key, Some(head));
-        Ok(MutationResult::Put { version, created: before.is_none() })
-    }
-
-    fn delete(&mut self, live: &mut Live, key: Key, condition: &Condition) -> Result<MutationResult, EntryError> {
-        let before = self.head(live, &key)?;
-        if let Some(failed) = self.refusal(condition, before) {
-            return Ok(failed);
-        }
-        let Some(before) = before else {
-            return Ok(MutationResult::Deleted { deleted: false });
-        };
-        live.next_version();
-        let state = &mut live.state;
-        state.hash = self.writer.delete_key(&live.prefix, &key, before, state.hash);
-        let (keys, bytes) = size_of(&key, Some(before));
-        state.keys = count_down(state.keys, keys)?;
-        state.bytes = count_down(state.bytes, bytes)?;
-        self.remember(live, key, None);
-        Ok(MutationResult::Deleted { deleted: true })
-    }
-
-    fn refusal(&self, condition: &Condition, before: Option<KeyHead>) -> Option<MutationResult> {
-        let present = before.map(|head| head.version);
-        let refused = !condition.holds(present) && !self.conditions_ignored;
-        refused.then_some(MutationResult::ConditionFailed { present })
-    }
-
-    /// What the key is at this point of the job.
-    fn head(&mut self, live: &Live, key: &Key) -> Result<Option<KeyHead>, StoreError> {
-        if let Some(head) = self.overlay.get(key) {
-            return Ok(*head);
-        }
-        self.set_row_key(live, key);
-        if let Some(head) = self.heads.get(self.row_key) {
-            return Ok(head);
-        }
-        match self.store.get(self.row_key)? {
-            Some(row) => Ok(Some(KeyHead::decode(&self.row_key[GENERATION_PREFIX_BYTES..], row)?.0)),
-            None => Ok(None),
-        }
-    }
-
-    fn set_row_key(&mut self, live: &Live, key: &Key) {
-        self.row_key.clear();
-        self.row_key.extend_from_slice(&live.prefix);
-        self.row_key.push(RowKind::Key as u8);
-        self.row_key.extend_from_slice(key.as_bytes());
-    }
-
-    fn remember(&mut self, live: &Live, key: Key, head: Option<KeyHead>) {
-        self.set_row_key(live, &key);
-        self.heads.put(self.row_key, head);
-        self.seen_twice |= self.overlay.insert(key, head).is_some();
     }
 }

@@ -4,7 +4,7 @@
 //! The leader appends what clients ask to one [`MutationBatch`] and proposes its bytes; log, links and
 //! apply share them. [`Mutations`] reads them back one by one, keys and values as slices of the entry.
 //!
-//! Kinds 3 to 9 are reserved: increments, expiry, range deletes, idempotent requests, transactions.
+//! Kinds 4 to 9 are reserved: expiry, range deletes, idempotent requests, transactions.
 //! A replica that meets a kind it does not know stops: whatever it guessed, the others would differ.
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -20,6 +20,10 @@ const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = 9;
 const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
+const KIND_INCREMENT: u8 = 3;
+
+/// What an increment has behind its key.
+pub const INCREMENT_BYTES: usize = 8;
 
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,15 @@ pub enum Mutation {
     Delete {
         /// The key.
         key: Key,
+        /// What must hold.
+        condition: Condition,
+    },
+    /// Add to the integer that is the key's value, if the condition holds.
+    Increment {
+        /// The key.
+        key: Key,
+        /// What is added.
+        by: i64,
         /// What must hold.
         condition: Condition,
     },
@@ -114,6 +127,13 @@ impl MutationBatch {
         self.count - 1
     }
 
+    /// Appends an increment; gives its position in the entry.
+    pub fn increment(&mut self, key: &Key, by: i64, condition: &Condition) -> usize {
+        self.begin(KIND_INCREMENT, key, INCREMENT_BYTES, condition);
+        self.bytes.put_i64_le(by);
+        self.count - 1
+    }
+
     /// The entry's bytes, stamped with the leader's clock. The batch is empty again.
     pub fn finish(&mut self, clock: Timestamp) -> Bytes {
         self.begin_entry(0);
@@ -168,13 +188,14 @@ impl Mutations {
             return Ok(None);
         }
         let kind = self.reader.u8("mutation kind")?;
-        if kind != KIND_PUT && kind != KIND_DELETE {
+        if !(KIND_PUT..=KIND_INCREMENT).contains(&kind) {
             return Err(MutationError::UnknownKind(kind));
         }
         let condition = decode_condition(&mut self.reader)?;
         let key = Key::new(self.reader.bytes("key")?)?;
         Ok(Some(match kind {
             KIND_PUT => Mutation::Put { key, value: self.reader.bytes("value")?, condition },
+            KIND_INCREMENT => Mutation::Increment { key, by: self.reader.u64("increment")? as i64, condition },
             _ => Mutation::Delete { key, condition },
         }))
     }
@@ -247,12 +268,13 @@ mod tests {
     fn any_mutation() -> impl Strategy<Value = Mutation> {
         let key = proptest::collection::vec(any::<u8>(), 1..20).prop_map(|k| Key::new(k).expect("1 to 20 bytes"));
         let condition = (any_match(), any_match()).prop_map(|(if_match, if_none_match)| Condition { if_match, if_none_match });
-        (key, proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)), condition).prop_map(
-            |(key, value, condition)| match value {
-                Some(value) => Mutation::Put { key, value: value.into(), condition },
-                None => Mutation::Delete { key, condition },
-            },
-        )
+        (key, 0..3, proptest::collection::vec(any::<u8>(), 0..40), any::<i64>(), condition).prop_map(|(key, kind, value, by, condition)| {
+            match kind {
+                0 => Mutation::Put { key, value: value.into(), condition },
+                1 => Mutation::Delete { key, condition },
+                _ => Mutation::Increment { key, by, condition },
+            }
+        })
     }
 
     fn read(data: Bytes) -> Result<(Timestamp, Vec<Mutation>), MutationError> {
@@ -272,6 +294,7 @@ mod tests {
                 let given = match mutation {
                     Mutation::Put { key, value, condition } => batch.put(key, value, condition),
                     Mutation::Delete { key, condition } => batch.delete(key, condition),
+                    Mutation::Increment { key, by, condition } => batch.increment(key, *by, condition),
                 };
                 prop_assert_eq!(given, position);
             }
@@ -291,13 +314,15 @@ mod tests {
         let data = b"\x01\x2a\0\0\0\0\0\0\0\
             \x01\x00\x01\0\0\0a\x02\0\0\0hi\
             \x01\x12\x01\0\0\0\x07\0\0\0\0\0\0\0\x01\0\0\0b\0\0\0\0\
-            \x02\x01\x01\0\0\0c";
+            \x02\x01\x01\0\0\0c\
+            \x03\x00\x01\0\0\0d\xfe\xff\xff\xff\xff\xff\xff\xff";
         let key = |k: &'static str| Key::new(k).expect("valid");
         let b = Condition { if_match: Some(Match::Versions(vec![Version(7)])), if_none_match: Some(Match::Any) };
         let expected = vec![
             Mutation::Put { key: key("a"), value: "hi".into(), condition: Condition::ALWAYS },
             Mutation::Put { key: key("b"), value: Bytes::new(), condition: b },
             Mutation::Delete { key: key("c"), condition: Condition { if_match: Some(Match::Any), if_none_match: None } },
+            Mutation::Increment { key: key("d"), by: -2, condition: Condition::ALWAYS },
         ];
         assert_eq!(read(Bytes::from_static(data)), Ok((Timestamp(42), expected)));
     }
@@ -305,7 +330,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_an_error() {
         assert_eq!(read(Bytes::from_static(b"\x02\0\0\0\0\0\0\0\0")), Err(MutationError::UnknownFormat(2)));
-        assert_eq!(read(Bytes::from_static(b"\x01\0\0\0\0\0\0\0\0\x03")), Err(MutationError::UnknownKind(3)));
+        assert_eq!(read(Bytes::from_static(b"\x01\0\0\0\0\0\0\0\0\xC8")), Err(MutationError::UnknownKind(200)));
     }
 
     #[test]

@@ -8,9 +8,9 @@ use super::join;
 use super::route::Route;
 use crate::metrics::{self, Exposition, add, increment};
 use bytes::Bytes;
-use flotilla_api::http::{Consistency, Query, decode_key, parse_if_match, parse_if_none_match, put_answer};
+use flotilla_api::http::{Consistency, Query, decode_key, increment_answer, parse_if_match, parse_if_none_match, put_answer};
 use flotilla_api::{ErrorCode, Problem};
-use flotilla_node::request::{Reply, Request as NodeRequest};
+use flotilla_node::request::{Reply, Request as NodeRequest, WriteRefusal};
 use flotilla_types::{Condition, Key, Outcome};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
@@ -127,6 +127,16 @@ impl<B: Backend> Exchange<'_, B> {
                 let delete = NodeRequest::Delete { key: key.clone(), condition };
                 Ok(write_answer(self.door.backend.request(delete, timeout).await, &key))
             }
+            Route::KvIncrement(key) => {
+                self.check_origin()?;
+                let key = decode_key(key)?;
+                let (condition, timeout, by) = (self.condition()?, query.timeout()?, query.by()?);
+                if unread.get() {
+                    return Err(Problem::new(ErrorCode::BadBody, "an increment takes no body: say ?by=N"));
+                }
+                let increment = NodeRequest::Increment { key: key.clone(), by, condition };
+                Ok(write_answer(self.door.backend.request(increment, timeout).await, &key))
+            }
             Route::Cluster => {
                 let reply = self.door.backend.request(NodeRequest::ClusterStatus, query.timeout()?).await;
                 Ok(match reply {
@@ -236,7 +246,21 @@ fn write_answer(reply: Reply, key: &Key) -> Answer {
         Reply::Deleted { deleted: true } => Answer::json(StatusCode::OK, "{\"deleted\":true}\n"),
         Reply::Deleted { deleted: false } => Answer::json(StatusCode::OK, "{\"deleted\":false}\n"),
         Reply::ConditionFailed { present } => condition_failed().with_etag(present),
+        Reply::Incremented { value, version } => Answer::json(StatusCode::OK, increment_answer(value, version)).with_etag(Some(version)),
+        Reply::Refused(refusal) => Answer::problem(&refused(refusal)),
         other => unexpected(other, Outcome::Unknown),
+    }
+}
+
+/// What certainly did not happen because of what is there.
+fn refused(refusal: WriteRefusal) -> Problem {
+    match refusal {
+        WriteRefusal::NotAnInteger => {
+            Problem::new(ErrorCode::NotAnInteger, "the key's value is no decimal integer of 64 bits; nothing was written")
+        }
+        WriteRefusal::Overflow => {
+            Problem::new(ErrorCode::IncrementOverflow, "the sum would not fit into a signed integer of 64 bits; nothing was written")
+        }
     }
 }
 

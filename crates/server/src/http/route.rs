@@ -11,6 +11,8 @@ pub(super) enum Route<'a> {
     KvPut(&'a str),
     /// `DELETE /v1/kv/{key}`.
     KvDelete(&'a str),
+    /// `POST /v1/kv/{key}/incr`.
+    KvIncrement(&'a str),
     /// `GET /v1/cluster`.
     Cluster,
     /// `POST /v1/cluster/nodes`.
@@ -33,26 +35,38 @@ pub(super) enum Route<'a> {
     Unknown,
 }
 
+/// What stands behind the key where it is to be incremented.
+const INCREMENT: &str = "/incr";
+
 /// Routes as metrics tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RouteKind {
     KvGet,
     KvPut,
     KvDelete,
+    KvIncrement,
     Cluster,
     Probe,
     Other,
 }
 
 impl RouteKind {
-    pub(super) const ALL: [RouteKind; 6] =
-        [RouteKind::KvGet, RouteKind::KvPut, RouteKind::KvDelete, RouteKind::Cluster, RouteKind::Probe, RouteKind::Other];
+    pub(super) const ALL: [RouteKind; 7] = [
+        RouteKind::KvGet,
+        RouteKind::KvPut,
+        RouteKind::KvDelete,
+        RouteKind::KvIncrement,
+        RouteKind::Cluster,
+        RouteKind::Probe,
+        RouteKind::Other,
+    ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             RouteKind::KvGet => "kv_get",
             RouteKind::KvPut => "kv_put",
             RouteKind::KvDelete => "kv_delete",
+            RouteKind::KvIncrement => "kv_increment",
             RouteKind::Cluster => "cluster",
             RouteKind::Probe => "probe",
             RouteKind::Other => "other",
@@ -70,7 +84,9 @@ impl<'a> Route<'a> {
                 Method::PUT => Route::KvPut(key),
                 Method::DELETE => Route::KvDelete(key),
                 // A key may itself end in `/incr`; only `POST` makes it a route.
-                Method::POST if key.len() > "/incr".len() && key.ends_with("/incr") => Route::NotBuilt,
+                Method::POST if key.len() > INCREMENT.len() && key.ends_with(INCREMENT) => {
+                    Route::KvIncrement(&key[..key.len() - INCREMENT.len()])
+                }
                 _ if key.ends_with("/incr") => Route::WrongMethod("GET, HEAD, PUT, DELETE, POST"),
                 _ => Route::WrongMethod("GET, HEAD, PUT, DELETE"),
             };
@@ -114,6 +130,7 @@ impl<'a> Route<'a> {
             Route::KvGet(_) => RouteKind::KvGet,
             Route::KvPut(_) => RouteKind::KvPut,
             Route::KvDelete(_) => RouteKind::KvDelete,
+            Route::KvIncrement(_) => RouteKind::KvIncrement,
             Route::Cluster | Route::Join | Route::Locate(_) => RouteKind::Cluster,
             Route::Livez | Route::Readyz | Route::Metrics | Route::Page => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
@@ -125,6 +142,7 @@ impl<'a> Route<'a> {
         match self {
             Route::KvGet(_) => Some(&["timeout", "consistency"]),
             Route::KvPut(_) => Some(&["timeout", "ttl"]),
+            Route::KvIncrement(_) => Some(&["timeout", "by"]),
             Route::KvDelete(_) | Route::Cluster | Route::Join | Route::Locate(_) => Some(&["timeout"]),
             Route::Livez | Route::Readyz | Route::Metrics | Route::Page => Some(&[]),
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => None,
@@ -146,12 +164,13 @@ mod tests {
         assert_eq!(route("HEAD", "/v1/kv/a"), Route::KvGet("a"));
         assert_eq!(route("PUT", "/v1/kv/a/incr"), Route::KvPut("a/incr"), "a key may end like a route");
         assert_eq!(route("DELETE", "/v1/kv/"), Route::KvDelete(""), "an empty key is for the key's parser to refuse");
+        assert_eq!(route("POST", "/v1/kv/a/b/incr"), Route::KvIncrement("a/b"));
+        assert_eq!(route("POST", "/v1/kv/a/incr/incr"), Route::KvIncrement("a/incr"));
         assert_eq!(route("POST", "/v1/cluster/nodes"), Route::Join);
         assert_eq!(route("GET", "/v1/locate/x/y"), Route::Locate("x/y"));
         for (method, path) in [
             ("GET", "/v1/kv"),
             ("DELETE", "/v1/kv"),
-            ("POST", "/v1/kv/a/b/incr"),
             ("POST", "/v1/batch"),
             ("POST", "/v1/txn"),
             ("GET", "/v1/watch"),

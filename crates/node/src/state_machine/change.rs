@@ -1,0 +1,167 @@
+//! What each mutation does to its key: the part of the applier that reads what is there, decides, and
+//! writes rows and counters.
+//!
+//! What a key is at this point of a job is looked up in three places: the overlay of what the job has
+//! changed (it is not in the store yet), the cache of what keys were at their last write, and the store.
+
+use super::apply::{EntryError, Live, MutationResult, StopReason, Work};
+use super::rows::KeyHead;
+use crate::request::WriteRefusal;
+use flotilla_storage::store::layout::{GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::{StateStore, StoreError};
+use flotilla_types::{Condition, Key};
+
+/// What a key is since an earlier mutation of the same job.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Overlaid {
+    head: Option<KeyHead>,
+    /// The value, if it is an integer.
+    integer: Option<i64>,
+}
+
+/// The longest text of an `i64`.
+const INTEGER_BYTES_MAX: usize = "-9223372036854775808".len();
+
+/// The integer that a value is: decimal, as it is written by us, so without `+`, blanks or leading zeros.
+fn integer_of(value: &[u8]) -> Option<i64> {
+    if value.len() > INTEGER_BYTES_MAX {
+        return None;
+    }
+    let digits = value.strip_prefix(b"-").unwrap_or(value);
+    let canonical = match digits {
+        [b'0'] => value.len() == 1,
+        [first, ..] => *first != b'0' && *first != b'+',
+        [] => false,
+    };
+    if canonical { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
+}
+
+/// How many keys and bytes a present key counts for.
+fn size_of(key: &Key, head: Option<KeyHead>) -> (u64, u64) {
+    head.map_or((0, 0), |head| (1, key.as_bytes().len() as u64 + u64::from(head.value_bytes)))
+}
+
+fn count_down(count: u64, by: u64) -> Result<u64, EntryError> {
+    let short =
+        || EntryError::Stop(StopReason::Damaged(format!("the state counts {count} where at least {by} are: it is not that of these rows")));
+    count.checked_sub(by).ok_or_else(short)
+}
+
+impl<S: StateStore> Work<'_, S> {
+    pub(super) fn put(&mut self, live: &mut Live, key: Key, value: &[u8], condition: &Condition) -> Result<MutationResult, EntryError> {
+        let before = self.head(live, &key)?;
+        if let Some(failed) = self.refusal(condition, before) {
+            return Ok(failed);
+        }
+        let head = self.write(live, key, value, before)?;
+        Ok(MutationResult::Put { version: head.version, created: before.is_none() })
+    }
+
+    pub(super) fn delete(&mut self, live: &mut Live, key: Key, condition: &Condition) -> Result<MutationResult, EntryError> {
+        let before = self.head(live, &key)?;
+        if let Some(failed) = self.refusal(condition, before) {
+            return Ok(failed);
+        }
+        let Some(before) = before else {
+            return Ok(MutationResult::Deleted { deleted: false });
+        };
+        live.next_version();
+        let state = &mut live.state;
+        state.hash = self.writer.delete_key(&live.prefix, &key, before, state.hash);
+        let (keys, bytes) = size_of(&key, Some(before));
+        state.keys = count_down(state.keys, keys)?;
+        state.bytes = count_down(state.bytes, bytes)?;
+        self.remember(live, key, Overlaid { head: None, integer: None });
+        Ok(MutationResult::Deleted { deleted: true })
+    }
+
+    /// An absent key counts from 0.
+    pub(super) fn increment(&mut self, live: &mut Live, key: Key, by: i64, condition: &Condition) -> Result<MutationResult, EntryError> {
+        let Overlaid { head: before, integer } = self.present(live, &key)?;
+        if let Some(failed) = self.refusal(condition, before) {
+            return Ok(failed);
+        }
+        let Some(integer) = (if before.is_some() { integer } else { Some(0) }) else {
+            return Ok(MutationResult::Refused(WriteRefusal::NotAnInteger));
+        };
+        let Some(sum) = integer.checked_add(by) else {
+            return Ok(MutationResult::Refused(WriteRefusal::Overflow));
+        };
+        let head = self.write(live, key, sum.to_string().as_bytes(), before)?;
+        Ok(MutationResult::Incremented { value: sum, version: head.version })
+    }
+
+    /// Gives the key a value and a version.
+    fn write(&mut self, live: &mut Live, key: Key, value: &[u8], before: Option<KeyHead>) -> Result<KeyHead, EntryError> {
+        let head = KeyHead::of_value(live.next_version(), value);
+        let state = &mut live.state;
+        state.hash = self.writer.put_key(&live.prefix, &key, head, value, before, state.hash);
+        let (keys, bytes) = size_of(&key, before);
+        state.keys = count_down(state.keys, keys)? + 1;
+        state.bytes = count_down(state.bytes, bytes)? + key.as_bytes().len() as u64 + u64::from(head.value_bytes);
+        self.remember(live, key, Overlaid { head: Some(head), integer: integer_of(value) });
+        Ok(head)
+    }
+
+    fn refusal(&self, condition: &Condition, before: Option<KeyHead>) -> Option<MutationResult> {
+        let present = before.map(|head| head.version);
+        let refused = !condition.holds(present) && !self.conditions_ignored;
+        refused.then_some(MutationResult::ConditionFailed { present })
+    }
+
+    /// What the key is at this point of the job, apart from its value.
+    fn head(&mut self, live: &Live, key: &Key) -> Result<Option<KeyHead>, StoreError> {
+        if let Some(overlaid) = self.overlay.get(key) {
+            return Ok(overlaid.head);
+        }
+        self.set_row_key(live, key);
+        match self.heads.get(self.row_key) {
+            Some(head) => Ok(head),
+            None => Ok(self.stored()?.head),
+        }
+    }
+
+    /// What the key is at this point of the job. The cache knows no values.
+    fn present(&mut self, live: &Live, key: &Key) -> Result<Overlaid, StoreError> {
+        if let Some(overlaid) = self.overlay.get(key) {
+            return Ok(*overlaid);
+        }
+        self.set_row_key(live, key);
+        self.stored()
+    }
+
+    /// What the store has under `row_key`. A value in chunks is longer than any integer.
+    fn stored(&self) -> Result<Overlaid, StoreError> {
+        let Some(row) = self.store.get(self.row_key)? else { return Ok(Overlaid { head: None, integer: None }) };
+        let (head, value) = KeyHead::decode(&self.row_key[GENERATION_PREFIX_BYTES..], row)?;
+        Ok(Overlaid { head: Some(head), integer: integer_of(&value) })
+    }
+
+    fn set_row_key(&mut self, live: &Live, key: &Key) {
+        self.row_key.clear();
+        self.row_key.extend_from_slice(&live.prefix);
+        self.row_key.push(RowKind::Key as u8);
+        self.row_key.extend_from_slice(key.as_bytes());
+    }
+
+    fn remember(&mut self, live: &Live, key: Key, now: Overlaid) {
+        self.set_row_key(live, &key);
+        self.heads.put(self.row_key, now.head);
+        self.seen_twice |= self.overlay.insert(key, now).is_some();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::integer_of;
+
+    #[test]
+    fn integers_are_those_that_we_write() {
+        for integer in [0, 7, -7, 10, i64::MAX, i64::MIN] {
+            assert_eq!(integer_of(integer.to_string().as_bytes()), Some(integer));
+        }
+        for text in ["", "-", "-0", "00", "007", "+7", " 7", "7 ", "1.0", "1e3", "-+7", "9223372036854775808", "seven", "٧"] {
+            assert_eq!(integer_of(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}
