@@ -83,6 +83,8 @@ error_codes! {
     BadParameter = "bad_parameter", 400, exit 2, Fix, None, "Bad query parameter";
     /// An `If-Match` or `If-None-Match` is malformed.
     BadCondition = "bad_condition", 400, exit 2, Fix, None, "Malformed condition";
+    /// An `Idempotency-Key` is empty, too long, or stands twice.
+    BadIdempotencyKey = "bad_idempotency_key", 400, exit 2, Fix, None, "Bad Idempotency-Key";
     /// The body is not what the route takes.
     BadBody = "bad_body", 400, exit 2, Fix, None, "Malformed body";
     /// The body ended before its end.
@@ -109,6 +111,8 @@ error_codes! {
     TooLarge = "too_large", 413, exit 1, Fix, None, "Value too large";
     /// The key has more bytes than what is allowed.
     KeyTooLong = "key_too_long", 414, exit 2, Fix, None, "Key too long";
+    /// Another request bore the same `Idempotency-Key` before.
+    IdempotencyKeyReused = "idempotency_key_reused", 422, exit 1, Fix, None, "Idempotency-Key of another request";
     /// The request's head has more bytes or fields than what is allowed.
     HeadersTooLarge = "headers_too_large", 431, exit 1, Fix, None, "Header too large";
     /// A bug in the server; its traces say more.
@@ -119,6 +123,8 @@ error_codes! {
     NotBuilt = "not_built", 501, exit 1, GiveUp, None, "Not built yet";
     /// The node has as much work under way as it takes.
     Overloaded = "overloaded", 503, exit 1, Retry, None, "Over capacity";
+    /// The shard remembers as many requests with an `Idempotency-Key` as it may.
+    IdempotencyTableFull = "idempotency_table_full", 503, exit 1, Retry, None, "Too many Idempotency-Keys";
     /// The shard has no leader that can be reached, or no quorum.
     NoQuorum = "no_quorum", 503, exit 1, Retry, None, "No quorum";
     /// The node is not, or not yet, part of a cluster.

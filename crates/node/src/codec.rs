@@ -4,7 +4,7 @@
 //! of decoding as slices of the frame that held them.
 
 use crate::message::{Forward, PeerMessage};
-use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, WriteRefusal};
+use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, RequestId, WriteRefusal};
 use bytes::{BufMut, BytesMut};
 use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
 use flotilla_types::wire::{DecodeError, Reader, Write};
@@ -199,6 +199,11 @@ impl Request {
                 out.put_i64_le(*by);
                 encode_condition(condition, out);
             }
+            Request::Idempotent { id, write } => {
+                out.put_u8(21);
+                out.put_u128_le(id.0);
+                write.encode(out);
+            }
         }
     }
 
@@ -207,7 +212,22 @@ impl Request {
     /// # Errors
     /// If the bytes are no request.
     pub fn decode(reader: &mut Reader) -> Result<Request> {
-        Ok(match reader.u8("request kind")? {
+        let kind = reader.u8("request kind")?;
+        if kind != 21 {
+            return Request::decode_kind(kind, reader);
+        }
+        let id = RequestId(reader.u128("request id")?);
+        // Not one within another: that would be decoded as deep as a peer likes.
+        let kind = reader.u8("request kind")?;
+        let write = Request::decode_kind(kind, reader)?;
+        if !write.is_write() {
+            return Err(DecodeError::Invalid("kind of an idempotent request", u64::from(kind)));
+        }
+        Ok(write.once(Some(id)))
+    }
+
+    fn decode_kind(kind: u8, reader: &mut Reader) -> Result<Request> {
+        Ok(match kind {
             1 => Request::Get { key: decode_key(reader)? },
             2 => Request::Put { key: decode_key(reader)?, value: reader.bytes("value")?, condition: decode_condition(reader)? },
             3 => Request::Delete { key: decode_key(reader)?, condition: decode_condition(reader)? },
@@ -300,7 +320,7 @@ impl Reply {
                 detail: String::from_utf8_lossy(&reader.bytes("detail")?).into_owned(),
             }),
             20 => Reply::Incremented { value: reader.u64("sum")? as i64, version: version(reader)? },
-            21 => Reply::Refused(decode_refusal(reader.u8("refusal")?)?),
+            21 => Reply::Refused(WriteRefusal::from_byte(reader.u8("refusal")?)?),
             other => return Err(DecodeError::Invalid("reply kind", u64::from(other))),
         })
     }
@@ -312,11 +332,6 @@ fn decode_reason(byte: u8) -> Result<FailureReason> {
         .into_iter()
         .find(|reason| *reason as u8 == byte)
         .ok_or(DecodeError::Invalid("failure reason", u64::from(byte)))
-}
-
-fn decode_refusal(byte: u8) -> Result<WriteRefusal> {
-    let known = WriteRefusal::ALL.into_iter().find(|refusal| *refusal as u8 == byte);
-    known.ok_or(DecodeError::Invalid("refusal", u64::from(byte)))
 }
 
 fn decode_key(reader: &mut Reader) -> Result<Key> {

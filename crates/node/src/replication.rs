@@ -11,11 +11,13 @@ use crate::message::PeerMessage;
 use crate::node::Node;
 use crate::replica::{Install, InstallStage, Proposed, Replica, Waiter};
 use crate::request::{Failure, FailureReason, Reply, Request};
-use crate::state_machine::{GroupApplied, GroupApply, INCREMENT_BYTES, MutationBatch, MutationResult, ReplicaState, StopReason};
+use crate::state_machine::{
+    GroupApplied, GroupApply, IDEMPOTENT_BYTES, INCREMENT_BYTES, MutationBatch, MutationResult, ReplicaState, StopReason,
+};
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored, StepError};
 use flotilla_storage::log::{LogBatch, LogRecord};
-use flotilla_types::{Entry, EntryKind, GroupId, Key, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
+use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for the log.
@@ -542,12 +544,26 @@ fn fill(batch: &mut MutationBatch, pending: &[(Waiter, Request)]) -> usize {
 
 /// Appends a write, unless the entry is full.
 fn append(batch: &mut MutationBatch, request: &Request) -> bool {
-    let fits = |key: &Key, bytes, condition| batch.fits(key.as_bytes().len(), bytes, condition);
-    match request {
-        Request::Put { key, value, condition } if fits(key, value.len(), condition) => batch.put(key, value, condition),
-        Request::Delete { key, condition } if fits(key, 0, condition) => batch.delete(key, condition),
-        Request::Increment { key, by, condition } if fits(key, INCREMENT_BYTES, condition) => batch.increment(key, *by, condition),
-        _ => return false,
+    let (id, write) = match request {
+        Request::Idempotent { id, write } => (Some(*id), &**write),
+        write => (None, write),
+    };
+    let (key, bytes, condition) = match write {
+        Request::Put { key, value, condition } => (key, value.len(), condition),
+        Request::Delete { key, condition } => (key, 0, condition),
+        Request::Increment { key, condition, .. } => (key, INCREMENT_BYTES, condition),
+        other => unreachable!("only writes are pending, not {other:?}"),
+    };
+    if !batch.fits(key.as_bytes().len(), bytes + id.map_or(0, |_| IDEMPOTENT_BYTES), condition) {
+        return false;
+    }
+    if let Some(id) = id {
+        batch.idempotent(id);
+    }
+    match write {
+        Request::Put { value, .. } => batch.put(key, value, condition),
+        Request::Increment { by, .. } => batch.increment(key, *by, condition),
+        _ => batch.delete(key, condition),
     };
     true
 }

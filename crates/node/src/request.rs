@@ -2,7 +2,10 @@
 //! the node, and a forwarding node's peer.
 
 use bytes::Bytes;
+use flotilla_types::wire::DecodeError;
 use flotilla_types::{Condition, Key, NodeId, Outcome, Version};
+use std::fmt;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// A client's request, whichever door it came through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,13 @@ pub enum Request {
         by: i64,
         /// What must hold.
         condition: Condition,
+    },
+    /// Write once: if a write of this id was done before, answer what that one was answered.
+    Idempotent {
+        /// The client's name for it.
+        id: RequestId,
+        /// The write; no idempotent one itself.
+        write: Box<Request>,
     },
     /// Add a node to the cluster (or say again how an existing one is reached).
     Join(JoinRequest),
@@ -128,11 +138,45 @@ pub enum WriteRefusal {
     NotAnInteger = 1,
     /// The sum does not fit into 64 bits.
     Overflow = 2,
+    /// Another request bore the same [`RequestId`] before.
+    IdReused = 3,
+    /// The shard remembers as many requests as it may, and none of them is old enough to be forgotten.
+    TableFull = 4,
 }
 
 impl WriteRefusal {
     /// All of them.
-    pub const ALL: [WriteRefusal; 2] = [WriteRefusal::NotAnInteger, WriteRefusal::Overflow];
+    pub const ALL: [WriteRefusal; 4] =
+        [WriteRefusal::NotAnInteger, WriteRefusal::Overflow, WriteRefusal::IdReused, WriteRefusal::TableFull];
+
+    /// The refusal that a byte stands for.
+    pub(crate) fn from_byte(byte: u8) -> Result<WriteRefusal, DecodeError> {
+        let known = WriteRefusal::ALL.into_iter().find(|refusal| *refusal as u8 == byte);
+        known.ok_or(DecodeError::Invalid("refusal", u64::from(byte)))
+    }
+}
+
+/// A client's name for a write that it may send again: what is kept of an `Idempotency-Key`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u128);
+
+impl RequestId {
+    /// The id of a key of the client's choice.
+    pub fn of(idempotency_key: &[u8]) -> RequestId {
+        RequestId(xxh3_128(idempotency_key))
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// A request that failed. One that writes cannot be built without its outcome.
@@ -185,13 +229,17 @@ impl Failure {
 impl Request {
     /// Whether it changes data, so that its failure needs an outcome.
     pub fn is_write(&self) -> bool {
-        matches!(self, Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. })
+        match self {
+            Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => true,
+            Request::Get { .. } | Request::Join(_) | Request::ClusterStatus => false,
+        }
     }
 
     /// The key it is about, if it is about one.
     pub fn key(&self) -> Option<&Key> {
         match self {
             Request::Get { key } | Request::Put { key, .. } | Request::Delete { key, .. } | Request::Increment { key, .. } => Some(key),
+            Request::Idempotent { write, .. } => write.key(),
             Request::Join(_) | Request::ClusterStatus => None,
         }
     }
@@ -201,7 +249,17 @@ impl Request {
         match self {
             Request::Put { key, value, .. } => key.as_bytes().len() + value.len(),
             Request::Get { key } | Request::Delete { key, .. } | Request::Increment { key, .. } => key.as_bytes().len(),
+            Request::Idempotent { write, .. } => size_of::<Request>() + write.bytes(),
             Request::Join(_) | Request::ClusterStatus => 256,
+        }
+    }
+
+    /// This write, to be done once under `id`.
+    #[must_use]
+    pub fn once(self, id: Option<RequestId>) -> Request {
+        match id {
+            Some(id) => Request::Idempotent { id, write: Box::new(self) },
+            None => self,
         }
     }
 }

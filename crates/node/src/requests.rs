@@ -157,7 +157,7 @@ impl Node {
                 replica.reads_new.push(WaitingRead { waiter, key });
                 self.reading.waiting.insert(group);
             }
-            Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } => {
+            Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => {
                 if replica.diverged {
                     let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);

@@ -6,6 +6,7 @@ use crate::event::{SnapshotRead, StoreEvent};
 use crate::request::{Failure, FailureReason, Reply};
 use crate::state_machine::{Applier, ApplyError, ApplyJob, InstallError, ReplicaState, SnapshotReader, StateMachineFaults, read};
 use flotilla_storage::log::{Damage, Recovered, RecoveredReplica};
+use flotilla_storage::store::layout::RowKind;
 use flotilla_storage::store::{StateStore, StoreError};
 use flotilla_types::{HardState, LogIndex, PlantedFault, ReplicaKey, Term};
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ pub struct StoreWorker<S: StateStore> {
     applier: Applier<S>,
     /// Views of snapshots being sent.
     sending: BTreeMap<u64, SnapshotReader<S::View>>,
+    /// A planted fault.
+    table_not_in_snapshot: bool,
 }
 
 impl<S: StateStore> StoreWorker<S> {
@@ -31,10 +34,11 @@ impl<S: StateStore> StoreWorker<S> {
         let faults = StateMachineFaults {
             apply_twice_after_restart: fault == Some(PlantedFault::ApplyTwiceAfterRestart),
             snapshot_switched_before_durable: fault == Some(PlantedFault::SnapshotSwitchedBeforeDurable),
+            table_not_in_snapshot: fault == Some(PlantedFault::TableNotInSnapshot),
             ..StateMachineFaults::default()
         };
         let (applier, states) = Applier::open(store, faults)?;
-        Ok((StoreWorker { applier, sending: BTreeMap::new() }, states))
+        Ok((StoreWorker { applier, sending: BTreeMap::new(), table_not_in_snapshot: faults.table_not_in_snapshot }, states))
     }
 
     /// The store underneath, for reads.
@@ -112,7 +116,10 @@ impl<S: StateStore> StoreWorker<S> {
         bytes_max: usize,
     ) -> Result<Option<SnapshotRead>, ApplyError> {
         if first {
-            let Some(reader) = SnapshotReader::open(self.applier.store().view()?, replica)? else { return Ok(None) };
+            let Some(mut reader) = SnapshotReader::open(self.applier.store().view()?, replica)? else { return Ok(None) };
+            if self.table_not_in_snapshot {
+                reader.leave_out(RowKind::Idempotency);
+            }
             self.sending.insert(transfer, reader);
         }
         let Some(reader) = self.sending.get_mut(&transfer) else { return Ok(None) };

@@ -4,10 +4,10 @@
 
 use bytes::Bytes;
 use flotilla_node::control::{ControlAnswer, ControlCommand, ControlState, Formats, NodeProfile};
-use flotilla_node::request::WriteRefusal;
+use flotilla_node::request::{RequestId, WriteRefusal};
 use flotilla_node::state_machine::{
     Applier, ApplyError, ApplyJob, CHECKPOINT_EVERY, ChunkError, GroupApplied, GroupApply, InstallError, MutationBatch, MutationError,
-    MutationResult, ReplicaState, SnapshotReader, StateMachineFaults, StopReason, read,
+    MutationResult, RETENTION_MS, ReplicaState, SnapshotReader, StateMachineFaults, StopReason, read,
 };
 use flotilla_storage::store::layout::{CHUNK_BYTES, INLINE_VALUE_BYTES_MAX};
 use flotilla_storage::store::simulated::{InjectedFault, SimulatedView};
@@ -25,6 +25,7 @@ const NO_FAULTS: StateMachineFaults = StateMachineFaults {
     applied_index_apart: false,
     conditions_ignored: false,
     snapshot_switched_before_durable: false,
+    table_not_in_snapshot: false,
 };
 const SIZES: [usize; 6] = [0, 5, INLINE_VALUE_BYTES_MAX, INLINE_VALUE_BYTES_MAX + 1, CHUNK_BYTES + 1, 3 * CHUNK_BYTES];
 
@@ -466,6 +467,66 @@ fn damage_is_found_by_reads_apply_and_snapshots_and_stops_one_replica() {
         assert!(matches!(result.stopped, Some(StopReason::Damaged(_))));
         assert_eq!(result.applied.0, LogIndex(2));
     }
+}
+
+/// An entry of increments of one counter under request ids.
+fn once(index: u64, clock: u64, requests: &[(u128, i64)]) -> Entry {
+    let mut batch = MutationBatch::new();
+    for (id, by) in requests {
+        batch.idempotent(RequestId(*id));
+        batch.increment(&key(0), *by, &Condition::ALWAYS);
+    }
+    normal(index, batch.finish(Timestamp(clock)))
+}
+
+/// What these entries were answered, all of them.
+fn answers(applied: &GroupApplied) -> Vec<MutationResult> {
+    applied.answers.iter().flat_map(|(_, _, answers)| answers.clone()).collect()
+}
+
+fn sum(value: i64, version: u64) -> MutationResult {
+    MutationResult::Incremented { value, version: Version(version) }
+}
+
+#[test]
+fn a_request_takes_effect_once_whatever_the_jobs_restarts_and_snapshots() {
+    let (a, b, c) = (replica(3, 1), replica(3, 2), replica(3, 3));
+    let entries = [once(1, 10, &[(1, 5), (1, 5)]), once(2, 20, &[(2, 1), (1, 5), (1, 6)]), once(3, 30, &[(2, 1)])];
+    let reused = MutationResult::Refused(WriteRefusal::IdReused);
+    let expected = [sum(5, 1), sum(5, 1), sum(6, 2), sum(5, 1), reused, sum(6, 2)];
+    let mut at_once = fresh(SimulatedStore::new(), a);
+    assert_eq!(answers(&apply_one(&mut at_once, a, &entries)), expected);
+
+    let mut restarted = fresh(SimulatedStore::new(), b);
+    let mut given = Vec::new();
+    for entry in &entries {
+        given.extend(answers(&apply_one(&mut restarted, b, std::slice::from_ref(entry))));
+        restarted = Applier::open(restarted.store().clone(), NO_FAULTS).unwrap().0;
+    }
+    assert_eq!(given, expected);
+    assert_eq!(restarted.state(b), at_once.state(a));
+
+    let (state, chunks) = read_snapshot(&mut at_once, a, 60, &[]);
+    let mut behind = fresh(SimulatedStore::new(), c);
+    behind.begin_install(c, 2).unwrap();
+    chunks.into_iter().for_each(|chunk| behind.install_rows(c, 2, chunk).unwrap());
+    behind.finish_install(c, 2, state).unwrap();
+    assert_eq!(answers(&apply_one(&mut behind, c, &[once(4, 40, &[(1, 5), (2, 1), (3, 1)])])), [sum(5, 1), sum(6, 2), sum(7, 3)]);
+}
+
+#[test]
+fn requests_are_forgotten_after_their_time_and_not_before() {
+    let late = RETENTION_MS + 10;
+    let entries = [once(1, 10, &[(1, 1)]), once(2, 11, &[(2, 1)]), once(3, late - 1, &[(1, 1)]), once(4, late, &[(1, 1), (2, 1)])];
+    let expected = [sum(1, 1), sum(2, 2), sum(1, 1), sum(3, 3), sum(2, 2)];
+    let a = replica(1, 1);
+    let (mut at_once, mut one_by_one) = (fresh(SimulatedStore::new(), a), fresh(SimulatedStore::new(), a));
+    assert_eq!(answers(&apply_one(&mut at_once, a, &entries)), expected);
+    entries.iter().for_each(|entry| drop(apply_one(&mut one_by_one, a, std::slice::from_ref(entry))));
+    assert_eq!(at_once.store().rows(), one_by_one.store().rows());
+    // Any entry sweeps, also one that asks for nothing.
+    apply_one(&mut at_once, a, &[entry(5, &[]), once(6, 3 * late, &[])]);
+    assert_eq!(data_rows(at_once.store()), 1, "the counter alone");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, FailureReason, Reply, Request, WriteRefusal};
+use flotilla_node::request::{Failure, FailureReason, Reply, Request, RequestId, WriteRefusal};
 use flotilla_server::http::{Backend, HttpOptions, serve};
 use flotilla_server::metrics::Exposition;
 use flotilla_types::{Key, NodeId, ShardId, Version};
@@ -39,6 +39,13 @@ impl Backend for FakeNode {
             let write = request.is_write() && reason == FailureReason::Timeout;
             return Reply::Failed(if write { Failure::unknown(reason, "no answer") } else { Failure::not_applied(reason, "refused") });
         }
+        // Whether it was done before is for the node to know; the door hands it over.
+        let request = match request {
+            Request::Idempotent { id, .. } if id == RequestId::of(b"reused") => return Reply::Refused(WriteRefusal::IdReused),
+            Request::Idempotent { id, .. } if id == RequestId::of(b"full") => return Reply::Refused(WriteRefusal::TableFull),
+            Request::Idempotent { write, .. } => *write,
+            request => request,
+        };
         let mut rows = self.rows.borrow_mut();
         let present = request.key().and_then(|key| rows.get(key.as_bytes())).map(|row| row.0);
         match request {
@@ -67,6 +74,7 @@ impl Backend for FakeNode {
                 rows.insert(key.as_bytes().to_vec(), (version, value.to_string().into()));
                 Reply::Incremented { value, version }
             }
+            Request::Idempotent { .. } => unreachable!("one lay in another"),
             Request::Join(join) if join.name == "taken" => Reply::NameTaken { holder: NodeId(7), alive: false },
             Request::Join(_) => Reply::Joined { state: bytes::Bytes::from_static(b"state\xff") },
             Request::ClusterStatus => Reply::Status(bytes::Bytes::from_static(b"{\"nodes\":[]}")),
@@ -248,6 +256,33 @@ fn integers_are_incremented() {
 }
 
 #[test]
+fn an_idempotency_key_goes_with_the_write() {
+    with_door(HttpOptions::default(), |door| async move {
+        let id = "Idempotency-Key: \"9f1c\"";
+        for (method, target) in [("PUT", "/v1/kv/k"), ("POST", "/v1/kv/n/incr"), ("DELETE", "/v1/kv/k")] {
+            assert!(door.ask(method, target, &[id], "").await.status < 300);
+        }
+        // It says nothing about a read.
+        assert_eq!(door.ask("GET", "/v1/kv/n", &[id], "").await.body, b"1");
+        let ids = door
+            .node
+            .seen
+            .borrow()
+            .iter()
+            .map(|r| if let Request::Idempotent { id, .. } = r { Some(*id) } else { None })
+            .collect::<Vec<_>>();
+        let known = Some(RequestId::of(b"\"9f1c\""));
+        assert_eq!(ids, [known, known, known, None]);
+        for (id, status, code) in [("reused", 422, "idempotency_key_reused"), ("full", 503, "idempotency_table_full")] {
+            let refused = door.ask("PUT", "/v1/kv/k", &[&format!("Idempotency-Key: {id}")], "v").await;
+            assert_eq!((refused.status, refused.code().as_str()), (status, code));
+            assert_eq!(refused.header("flotilla-outcome"), Some("not-applied"));
+            assert_eq!(refused.header("retry-after").is_some(), status == 503);
+        }
+    });
+}
+
+#[test]
 fn conditions_are_kept() {
     with_door(HttpOptions::default(), |door| async move {
         door.ask("PUT", "/v1/kv/k", &[], "v").await;
@@ -290,6 +325,7 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
         let key_encoded = format!("/v1/kv/{}", "%41".repeat(4097));
         let key_huge = format!("/v1/kv/{}", "k".repeat(70_000));
         let header_huge = format!("X: {}", "x".repeat(90_000));
+        let id_256 = format!("Idempotency-Key: {}", "i".repeat(256));
         let many: Vec<String> = (0..120).map(|n| format!("X-{n}: 1")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         type Row<'a> = (&'a str, &'a str, &'a [&'a str], &'a str, u16, &'a str);
@@ -321,7 +357,10 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
             ("PUT", "/v1/kv/a", &["Content-Length: 99999999999"], "", 413, "too_large"),
             ("PUT", "/v1/kv/a?ttl=30s", &[], "v", 501, "not_built"),
             ("GET", "/v1/kv/a?consistency=stale", &[], "", 501, "not_built"),
-            ("PUT", "/v1/kv/a", &["Idempotency-Key: 1"], "v", 501, "not_built"),
+            ("PUT", "/v1/kv/a", &["Idempotency-Key: "], "v", 400, "bad_idempotency_key"),
+            ("DELETE", "/v1/kv/a", &["Idempotency-Key: 1", "Idempotency-Key: 1"], "", 400, "bad_idempotency_key"),
+            ("POST", "/v1/kv/a/incr", &[&id_256], "", 400, "bad_idempotency_key"),
+            ("POST", "/v1/cluster/nodes", &["Idempotency-Key: 1"], "{}", 501, "not_built"),
             ("GET", "/v1/kv?prefix=a", &[], "", 501, "not_built"),
             ("DELETE", "/v1/kv?prefix=a", &[], "", 501, "not_built"),
             ("POST", "/v1/kv//incr?by=1", &[], "", 405, "method_not_allowed"),

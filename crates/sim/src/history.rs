@@ -49,6 +49,11 @@ pub enum Call {
         /// What must hold.
         guard: Guard,
     },
+    /// Add 1 to the key, once for each id however often that is asked.
+    Increment {
+        /// The request's id.
+        id: u64,
+    },
 }
 
 /// What the client was told.
@@ -74,6 +79,13 @@ pub enum Answer {
     Deleted {
         /// Whether the key was present.
         deleted: bool,
+    },
+    /// The increment happened, now or when its id was asked first.
+    Incremented {
+        /// What it made of the key.
+        value: i64,
+        /// The version it gave the key.
+        version: u64,
     },
     /// The guard did not hold.
     GuardFailed {

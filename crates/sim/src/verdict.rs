@@ -3,8 +3,9 @@
 
 use crate::checkers::convergence::{self, ReplicaSeen, Wanted};
 use crate::checkers::durability::{self, Survivors};
+use crate::checkers::exactly_once::Counters;
 use crate::checkers::replica_agreement::{self, ReplicaRows};
-use crate::checkers::{Violation, honest_outcomes, linearizability, versions};
+use crate::checkers::{Violation, exactly_once, honest_outcomes, linearizability, versions};
 use crate::history::{KeyNumber, Moment};
 use crate::host::Process;
 use crate::network::HostNumber;
@@ -120,21 +121,23 @@ impl World {
     fn check(&mut self) -> Result<(), Violation> {
         let operations = self.history.operations().to_vec();
         let keys: BTreeSet<KeyNumber> = operations.iter().map(|o| o.key).collect();
-        let survivors = self.check_stores(&keys)?;
+        exactly_once::check_answers(&operations)?;
+        let (survivors, counters) = self.check_stores(&keys)?;
         if self.history.acknowledged() < ACKNOWLEDGED_MIN {
             return Err(Violation::new("load", format!("only {} operations were acknowledged", self.history.acknowledged())));
         }
         versions::check(&operations)?;
         honest_outcomes::check(&operations, &survivors)?;
         durability::check(&operations, &survivors)?;
+        exactly_once::check_totals(&operations, &counters)?;
         linearizability::check(&operations)
     }
 
     /// Compares the rows of all replicas, and gives what the leaders' stores hold.
-    fn check_stores(&mut self, keys: &BTreeSet<KeyNumber>) -> Result<Survivors, Violation> {
+    fn check_stores(&mut self, keys: &BTreeSet<KeyNumber>) -> Result<(Survivors, Counters), Violation> {
         let wrong = |detail: String| Violation::new("stores", detail);
         let shards = self.scenario.shards;
-        let mut survivors = Survivors::new();
+        let (mut survivors, mut counters) = (Survivors::new(), Counters::new());
         let mut by_group: BTreeMap<GroupId, Vec<ReplicaRows>> = BTreeMap::new();
         for (number, view) in views(self) {
             let replica = ReplicaKey { group: view.group, replica: view.replica };
@@ -147,11 +150,15 @@ impl World {
             for number in keys.iter().filter(|key| shard_of(&Workload::key(**key), shards) == shard) {
                 let found =
                     read::get(&store, replica, view.generation, &Workload::key(*number)).map_err(|error| wrong(error.to_string()))?;
-                if let Some((version, bytes)) = found {
+                let Some((version, bytes)) = found else { continue };
+                present += 1;
+                if Workload::is_counter(*number) {
+                    let total = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
+                    counters.insert(*number, total.ok_or_else(|| wrong(format!("key {} holds no integer", number.0)))?);
+                } else {
                     let value =
                         self.workload.value(&bytes).ok_or_else(|| wrong(format!("key {} holds bytes that nobody wrote", number.0)))?;
                     survivors.insert(*number, (version.0, value));
-                    present += 1;
                 }
             }
             if state.keys != present {
@@ -161,7 +168,7 @@ impl World {
         for (group, rows) in &by_group {
             replica_agreement::check_rows(*group, rows)?;
         }
-        Ok(survivors)
+        Ok((survivors, counters))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::history::{Answer, Call, Guard, KeyNumber, ValueNumber};
 use bytes::Bytes;
+use flotilla_node::request::RequestId;
 use flotilla_node::{Reply, Request};
 use flotilla_types::{Condition, Key, Match, Outcome, Rng, Version};
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ pub struct WorkloadConfig {
     pub think_ms_max: u64,
     /// Shortest and longest time a client gives a request, in milliseconds.
     pub timeout_ms: (u64, u64),
+    /// Of 100 requests, how many increment a counter under an idempotency key, for the first time or again.
+    pub increment_percent: u64,
     /// Most values are small; one in sixteen has up to this many bytes.
     pub value_bytes_max: usize,
 }
@@ -39,12 +42,25 @@ pub struct Workload {
     next_value: u64,
     lengths: BTreeMap<ValueNumber, usize>,
     seen: BTreeMap<KeyNumber, u64>,
+    next_id: u64,
+    /// Increments that are to be asked again, and how often.
+    repeats: Vec<(KeyNumber, u64, u64)>,
 }
+
+/// Keys that are only incremented, behind all others.
+const COUNTERS: std::ops::Range<u32> = u32::MAX - 3..u32::MAX;
+/// Increments under way or to be asked again.
+const REPEATS_MAX: usize = 60;
 
 impl Workload {
     /// A workload that has not begun.
     pub fn new(config: WorkloadConfig) -> Workload {
-        Workload { config, next_value: 1, lengths: BTreeMap::new(), seen: BTreeMap::new() }
+        Workload { config, next_value: 1, lengths: BTreeMap::new(), seen: BTreeMap::new(), next_id: 1, repeats: Vec::new() }
+    }
+
+    /// Whether the key is one that is only incremented.
+    pub fn is_counter(key: KeyNumber) -> bool {
+        COUNTERS.contains(&key.0)
     }
 
     /// How many keys there are.
@@ -59,6 +75,9 @@ impl Workload {
 
     /// What a client asks next.
     pub fn choose(&mut self, rng: &mut Rng) -> (KeyNumber, Call) {
+        if self.config.increment_percent > 0 && rng.chance(self.config.increment_percent, 100) {
+            return self.choose_increment(rng);
+        }
         let config = &self.config;
         let is_hot = config.cold_keys == 0 || rng.chance(config.hot_percent, 100);
         let key = match is_hot {
@@ -84,6 +103,25 @@ impl Workload {
         Call::Put { value, guard }
     }
 
+    /// An increment that was not asked before, or one that was: perhaps answered, perhaps still under way.
+    fn choose_increment(&mut self, rng: &mut Rng) -> (KeyNumber, Call) {
+        let count = self.repeats.len();
+        if count >= REPEATS_MAX || (count > 0 && rng.chance(1, 2)) {
+            let place = rng.below(count as u64) as usize;
+            let (key, id, left) = &mut self.repeats[place];
+            let (key, id) = (*key, *id);
+            *left -= 1;
+            if *left == 0 {
+                self.repeats.swap_remove(place);
+            }
+            return (key, Call::Increment { id });
+        }
+        let (key, id) = (KeyNumber(COUNTERS.start + rng.below(COUNTERS.len() as u64) as u32), self.next_id);
+        self.next_id += 1;
+        self.repeats.push((key, id, rng.between(1, 3)));
+        (key, Call::Increment { id })
+    }
+
     fn choose_guard(&self, key: KeyNumber, rng: &mut Rng) -> Guard {
         match (rng.below(4), self.seen.get(&key)) {
             (0, _) => Guard::Absent,
@@ -100,6 +138,9 @@ impl Workload {
             Call::Get => Request::Get { key },
             Call::Put { value, guard } => Request::Put { key, value: self.bytes(value), condition: condition(guard) },
             Call::Delete { guard } => Request::Delete { key, condition: condition(guard) },
+            Call::Increment { id } => {
+                Request::Increment { key, by: 1, condition: Condition::ALWAYS }.once(Some(RequestId::of(&id.to_le_bytes())))
+            }
         }
     }
 
@@ -133,6 +174,7 @@ impl Workload {
             (Call::Get, Reply::Absent) => Answer::Absent,
             (Call::Put { .. }, Reply::Put { version, created }) => Answer::Put { version: version.0, created: *created },
             (Call::Delete { .. }, Reply::Deleted { deleted }) => Answer::Deleted { deleted: *deleted },
+            (Call::Increment { .. }, Reply::Incremented { value, version }) => Answer::Incremented { value: *value, version: version.0 },
             (Call::Put { .. } | Call::Delete { .. }, Reply::ConditionFailed { present }) => {
                 Answer::GuardFailed { present: present.map(|v| v.0) }
             }

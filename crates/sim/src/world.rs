@@ -426,7 +426,7 @@ impl World {
         self.trace.note(self.now, "answer", &[operation as u64], || self.history.operations()[operation].to_string());
         let capability = match answer {
             Answer::Value { .. } | Answer::Absent => Some(Capability::Get),
-            Answer::Put { .. } => Some(Capability::Put),
+            Answer::Put { .. } | Answer::Incremented { .. } => Some(Capability::Put),
             Answer::Deleted { .. } => Some(Capability::Delete),
             Answer::GuardFailed { .. } => Some(Capability::Guard),
             Answer::NotApplied | Answer::Unknown => None,
@@ -437,7 +437,7 @@ impl World {
         self.list_under_way -= 1;
         let mut think_ms = self.chance.clients.between(1, self.scenario.workload.think_ms_max);
         if let Load::List(list) = &mut self.load {
-            if capability.is_none() {
+            if capability.is_none() && !Workload::is_counter(key) {
                 list.push_back((key, call != Call::Get));
             }
             think_ms = 1;

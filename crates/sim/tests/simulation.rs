@@ -31,7 +31,7 @@ fn ordinary_seeds_pass() {
 }
 
 /// The seed by which each planted fault was found first (docs/simulation.md); it passes without the fault.
-const FOUND_BY: [(PlantedFault, u64); 10] = [
+const FOUND_BY: [(PlantedFault, u64); 11] = [
     (PlantedFault::AcknowledgeBeforeSync, 0),
     (PlantedFault::VoteNotPersisted, 10),
     (PlantedFault::LoneVoterSendsBeforeSync, 15),
@@ -42,6 +42,7 @@ const FOUND_BY: [(PlantedFault, u64); 10] = [
     (PlantedFault::ReseedUnderOldReplicaId, 0),
     (PlantedFault::SnapshotSwitchedBeforeDurable, 57),
     (PlantedFault::ForwardedWriteSentAgain, 0),
+    (PlantedFault::TableNotInSnapshot, 0),
 ];
 
 /// How far from its seed a fault may be found before this test must be told: a change anywhere in the

@@ -24,11 +24,13 @@ pub enum PlantedFault {
     SnapshotSwitchedBeforeDurable,
     /// A forwarded write whose reply was lost is sent again.
     ForwardedWriteSentAgain,
+    /// A snapshot lacks the table of idempotent requests.
+    TableNotInSnapshot,
 }
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 10] = [
+    pub const ALL: [PlantedFault; 11] = [
         PlantedFault::AcknowledgeBeforeSync,
         PlantedFault::VoteNotPersisted,
         PlantedFault::LoneVoterSendsBeforeSync,
@@ -39,6 +41,7 @@ impl PlantedFault {
         PlantedFault::ReseedUnderOldReplicaId,
         PlantedFault::SnapshotSwitchedBeforeDurable,
         PlantedFault::ForwardedWriteSentAgain,
+        PlantedFault::TableNotInSnapshot,
     ];
 
     /// Its name on the command line of the simulation.
@@ -54,6 +57,7 @@ impl PlantedFault {
             PlantedFault::ReseedUnderOldReplicaId => "reseed-under-old-replica-id",
             PlantedFault::SnapshotSwitchedBeforeDurable => "snapshot-switched-before-durable",
             PlantedFault::ForwardedWriteSentAgain => "forwarded-write-sent-again",
+            PlantedFault::TableNotInSnapshot => "table-not-in-snapshot",
         }
     }
 }

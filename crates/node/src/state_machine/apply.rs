@@ -13,6 +13,7 @@
 
 use super::change::Overlaid;
 use super::head_cache::HeadCache;
+use super::idempotency::IdempotencyTable;
 use super::mutation::{Mutation, MutationError, Mutations};
 use super::rows::RowWriter;
 use super::snapshot::Incoming;
@@ -169,6 +170,8 @@ pub struct StateMachineFaults {
     pub snapshot_switched_before_durable: bool,
     /// Writes happen whether or not their condition holds.
     pub conditions_ignored: bool,
+    /// Snapshots lack the table of idempotent requests.
+    pub table_not_in_snapshot: bool,
 }
 
 /// Applies entries to the store and keeps the state of every replica on this node.
@@ -196,6 +199,8 @@ pub(super) struct Live {
     pub(super) state: ReplicaState,
     pub(super) prefix: [u8; GENERATION_PREFIX_BYTES],
     pub(super) stopped: Option<StopReason>,
+    /// A copy of rows. It may be ahead of them where the replica has stopped, and is asked no more then.
+    pub(super) idempotency: IdempotencyTable,
 }
 
 /// What an entry may change of a state, to be put back if the entry cannot be applied.
@@ -225,8 +230,8 @@ impl From<StoreError> for EntryError {
 }
 
 impl Live {
-    pub(super) fn new(replica: ReplicaKey, state: ReplicaState) -> Live {
-        Live { prefix: layout::data_prefix(replica, state.generation), state, stopped: None }
+    pub(super) fn new(replica: ReplicaKey, state: ReplicaState, idempotency: IdempotencyTable) -> Live {
+        Live { prefix: layout::data_prefix(replica, state.generation), state, stopped: None, idempotency }
     }
 }
 
@@ -237,15 +242,19 @@ impl<S: StateStore> Applier<S> {
     /// # Errors
     /// If the store cannot be read.
     pub fn open(store: S, faults: StateMachineFaults) -> Result<(Applier<S>, BTreeMap<ReplicaKey, ReplicaState>), ApplyError> {
-        let super::generation::Found { mut replicas, dead, damaged } = super::generation::read_states(&store)?;
+        let super::generation::Found { mut replicas, mut idempotency, dead, damaged } = super::generation::read_states(&store)?;
         if faults.apply_twice_after_restart {
             for state in replicas.values_mut() {
                 state.applied.0 = LogIndex(state.applied.0.0.saturating_sub(1));
             }
         }
+        let mut live = |(replica, state): (&ReplicaKey, &ReplicaState)| {
+            let table = idempotency.remove(replica).unwrap_or_default();
+            (*replica, Live::new(*replica, state.clone(), table))
+        };
         let applier = Applier {
             store,
-            replicas: replicas.iter().map(|(replica, state)| (*replica, Live::new(*replica, state.clone()))).collect(),
+            replicas: replicas.iter().map(&mut live).collect(),
             dead,
             installing: BTreeMap::new(),
             sweep_from: None,
@@ -352,6 +361,8 @@ impl<S: StateStore> Applier<S> {
             row_key: &mut self.row_key,
             conditions_ignored: self.faults.conditions_ignored,
             seen_twice: false,
+            has_recorded: false,
+            has_swept: false,
         };
         for entry in group.entries {
             let applied = live.state.applied.0;
@@ -446,6 +457,10 @@ pub(super) struct Work<'a, S> {
     pub(super) conditions_ignored: bool,
     /// Whether a key was written twice, so that the batch may hold a row twice.
     pub(super) seen_twice: bool,
+    /// Whether the answer to an idempotent request was recorded.
+    pub(super) has_recorded: bool,
+    /// Whether one was forgotten.
+    pub(super) has_swept: bool,
 }
 
 impl<S: StateStore> Work<'_, S> {
@@ -475,17 +490,30 @@ impl<S: StateStore> Work<'_, S> {
         let stop = |source| EntryError::Stop(StopReason::UnknownEntry { index, source });
         let mut mutations = Mutations::decode(data).map_err(stop)?;
         live.state.clock = live.state.clock.max(mutations.clock());
+        self.sweep_records(live);
         let mut answers = Vec::new();
         while let Some(mutation) = mutations.next_mutation().map_err(stop)? {
-            let answer = match mutation {
-                Mutation::Put { key, value, condition } => self.put(live, key, &value, &condition)?,
-                Mutation::Delete { key, condition } => self.delete(live, key, &condition)?,
-                Mutation::Increment { key, by, condition } => self.increment(live, key, by, &condition)?,
-            };
+            let answer = self.apply_mutation(live, mutation)?;
             if answers_wanted {
                 answers.push(answer);
             }
         }
         Ok(answers)
+    }
+
+    fn apply_mutation(&mut self, live: &mut Live, mutation: Mutation) -> Result<MutationResult, EntryError> {
+        match mutation {
+            Mutation::Put { key, value, condition } => self.put(live, key, &value, &condition),
+            Mutation::Delete { key, condition } => self.delete(live, key, &condition),
+            Mutation::Increment { key, by, condition } => self.increment(live, key, by, &condition),
+            Mutation::Idempotent { id, fingerprint, mutation } => {
+                if let Some(answer) = Self::first_answer(live, id, fingerprint) {
+                    return Ok(answer);
+                }
+                let answer = self.apply_mutation(live, *mutation)?;
+                self.record(live, id, fingerprint, answer);
+                Ok(answer)
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! swept, or, once the switching batch has survived, the reverse. Nothing must be recognised afterwards.
 
 use super::apply::{Applier, ApplyError, Live};
+use super::idempotency::IdempotencyTable;
 use super::rows::RowWriter;
 use super::snapshot::{ChunkError, Incoming};
 use super::state::ReplicaState;
@@ -55,6 +56,7 @@ impl From<StoreError> for InstallError {
 /// What a store held when it was opened.
 pub(super) struct Found {
     pub(super) replicas: BTreeMap<ReplicaKey, ReplicaState>,
+    pub(super) idempotency: BTreeMap<ReplicaKey, IdempotencyTable>,
     pub(super) dead: BTreeSet<(ReplicaKey, u32)>,
     pub(super) damaged: Vec<(ReplicaKey, String)>,
 }
@@ -62,7 +64,7 @@ pub(super) struct Found {
 /// Reads all state rows, the control group's rows, and the list of dead generations.
 pub(super) fn read_states<S: StateStore>(store: &S) -> Result<Found, StoreError> {
     let view = store.view()?;
-    let mut found = Found { replicas: BTreeMap::new(), dead: BTreeSet::new(), damaged: Vec::new() };
+    let mut found = Found { replicas: BTreeMap::new(), idempotency: BTreeMap::new(), dead: BTreeSet::new(), damaged: Vec::new() };
     let mut unknown = None;
     view.scan(&[layout::TABLE_STATE], &[layout::TABLE_STATE + 1], &mut |key, value| {
         let Some(replica) = layout::parse_replica(key) else {
@@ -93,11 +95,15 @@ pub(super) fn read_states<S: StateStore>(store: &S) -> Result<Found, StoreError>
             return Err(StoreError::Damaged(format!("generation {} of {replica} is in force and listed as dead", state.generation)));
         }
     }
-    let control: Vec<ReplicaKey> = found.replicas.keys().filter(|r| r.group == GroupId::CONTROL).copied().collect();
-    for replica in control {
-        let generation = found.replicas[&replica].generation;
-        match read_control(&view, replica, generation) {
-            Ok(control) => found.replicas.get_mut(&replica).expect("just listed").control = control,
+    let all: Vec<(ReplicaKey, u32)> = found.replicas.iter().map(|(replica, state)| (*replica, state.generation)).collect();
+    for (replica, generation) in all {
+        let read = match replica.group {
+            GroupId::CONTROL => read_control(&view, replica, generation)
+                .map(|control| found.replicas.get_mut(&replica).expect("just listed").control = control),
+            _ => IdempotencyTable::read(&view, replica, generation).map(|table| drop(found.idempotency.insert(replica, table))),
+        };
+        match read {
+            Ok(()) => {}
             Err(StoreError::Damaged(detail)) => {
                 found.replicas.remove(&replica);
                 found.damaged.push((replica, detail));
@@ -162,7 +168,7 @@ impl<S: StateStore> Applier<S> {
         assert!(!self.replicas.contains_key(&replica), "{replica} exists already");
         assert!(state.generation <= state.generation_highest, "{replica}: generation above the highest");
         let mut writer = RowWriter::default();
-        let live = Live::new(replica, state);
+        let live = Live::new(replica, state, IdempotencyTable::default());
         let generation = (replica, live.state.generation);
         if self.dead.contains(&generation) {
             // Created before a crash that the log had no word of it yet in, and destroyed at the restart.
@@ -282,9 +288,10 @@ impl<S: StateStore> Applier<S> {
             return Err(refused(ChunkError::Stale { snapshot: state.applied.0, applied: live.state.applied.0 }));
         }
         let generation_highest = live.state.generation_highest;
-        let control = match replica.group {
-            GroupId::CONTROL => read_control(&self.store.view()?, replica, generation)?,
-            _ => None,
+        let view = self.store.view()?;
+        let (control, idempotency) = match replica.group {
+            GroupId::CONTROL => (read_control(&view, replica, generation)?, IdempotencyTable::default()),
+            _ => (None, IdempotencyTable::read(&view, replica, generation)?),
         };
         let state = ReplicaState { generation, generation_highest, control, ..state };
         let mut writer = RowWriter::default();
@@ -297,7 +304,7 @@ impl<S: StateStore> Applier<S> {
         }
         self.dead.remove(&(replica, generation));
         self.dead.insert((replica, old));
-        self.replicas.insert(replica, Live::new(replica, state.clone()));
+        self.replicas.insert(replica, Live::new(replica, state.clone(), idempotency));
         Ok(state)
     }
 

@@ -4,12 +4,14 @@
 //! The leader appends what clients ask to one [`MutationBatch`] and proposes its bytes; log, links and
 //! apply share them. [`Mutations`] reads them back one by one, keys and values as slices of the entry.
 //!
-//! Kinds 4 to 9 are reserved: expiry, range deletes, idempotent requests, transactions.
+//! Kinds 4, 5 and 7 to 9 are reserved: expiry, range deletes, transactions.
 //! A replica that meets a kind it does not know stops: whatever it guessed, the others would differ.
 
+use crate::request::RequestId;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{Condition, Key, KeyError, Match, Timestamp, Version};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Most mutations in one entry.
 pub const ENTRY_KEYS_MAX: usize = 1000;
@@ -22,6 +24,10 @@ const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
 const KIND_INCREMENT: u8 = 3;
 
+const KIND_IDEMPOTENT: u8 = 6;
+
+/// What an idempotent request has before its mutation.
+pub const IDEMPOTENT_BYTES: usize = 17;
 /// What an increment has behind its key.
 pub const INCREMENT_BYTES: usize = 8;
 
@@ -52,6 +58,15 @@ pub enum Mutation {
         by: i64,
         /// What must hold.
         condition: Condition,
+    },
+    /// Do this unless it was done before under the same id.
+    Idempotent {
+        /// The client's name for the request.
+        id: RequestId,
+        /// Tells requests apart that bear the same id: a hash of the mutation's bytes.
+        fingerprint: u128,
+        /// What is to be done; no idempotent one itself.
+        mutation: Box<Mutation>,
     },
 }
 
@@ -134,6 +149,13 @@ impl MutationBatch {
         self.count - 1
     }
 
+    /// Says that the mutation appended next is a request of this id, to be done once.
+    pub fn idempotent(&mut self, id: RequestId) {
+        self.begin_entry(IDEMPOTENT_BYTES);
+        self.bytes.put_u8(KIND_IDEMPOTENT);
+        self.bytes.put_u128_le(id.0);
+    }
+
     /// The entry's bytes, stamped with the leader's clock. The batch is empty again.
     pub fn finish(&mut self, clock: Timestamp) -> Bytes {
         self.begin_entry(0);
@@ -188,16 +210,29 @@ impl Mutations {
             return Ok(None);
         }
         let kind = self.reader.u8("mutation kind")?;
+        if kind != KIND_IDEMPOTENT {
+            return self.mutation(kind).map(Some);
+        }
+        let id = RequestId(self.reader.u128("request id")?);
+        let bytes = self.reader.clone().rest();
+        let kind = self.reader.u8("mutation kind")?;
+        let mutation = Box::new(self.mutation(kind)?);
+        let fingerprint = xxh3_128(&bytes[..bytes.len() - self.reader.remaining()]);
+        Ok(Some(Mutation::Idempotent { id, fingerprint, mutation }))
+    }
+
+    /// A mutation of a key, behind its kind.
+    fn mutation(&mut self, kind: u8) -> Result<Mutation, MutationError> {
         if !(KIND_PUT..=KIND_INCREMENT).contains(&kind) {
             return Err(MutationError::UnknownKind(kind));
         }
         let condition = decode_condition(&mut self.reader)?;
         let key = Key::new(self.reader.bytes("key")?)?;
-        Ok(Some(match kind {
+        Ok(match kind {
             KIND_PUT => Mutation::Put { key, value: self.reader.bytes("value")?, condition },
             KIND_INCREMENT => Mutation::Increment { key, by: self.reader.u64("increment")? as i64, condition },
             _ => Mutation::Delete { key, condition },
-        }))
+        })
     }
 }
 
@@ -295,6 +330,7 @@ mod tests {
                     Mutation::Put { key, value, condition } => batch.put(key, value, condition),
                     Mutation::Delete { key, condition } => batch.delete(key, condition),
                     Mutation::Increment { key, by, condition } => batch.increment(key, *by, condition),
+                    Mutation::Idempotent { .. } => unreachable!("not drawn here"),
                 };
                 prop_assert_eq!(given, position);
             }
@@ -315,7 +351,8 @@ mod tests {
             \x01\x00\x01\0\0\0a\x02\0\0\0hi\
             \x01\x12\x01\0\0\0\x07\0\0\0\0\0\0\0\x01\0\0\0b\0\0\0\0\
             \x02\x01\x01\0\0\0c\
-            \x03\x00\x01\0\0\0d\xfe\xff\xff\xff\xff\xff\xff\xff";
+            \x03\x00\x01\0\0\0d\xfe\xff\xff\xff\xff\xff\xff\xff\
+            \x06\x2b\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\x00\x01\0\0\0e";
         let key = |k: &'static str| Key::new(k).expect("valid");
         let b = Condition { if_match: Some(Match::Versions(vec![Version(7)])), if_none_match: Some(Match::Any) };
         let expected = vec![
@@ -323,8 +360,34 @@ mod tests {
             Mutation::Put { key: key("b"), value: Bytes::new(), condition: b },
             Mutation::Delete { key: key("c"), condition: Condition { if_match: Some(Match::Any), if_none_match: None } },
             Mutation::Increment { key: key("d"), by: -2, condition: Condition::ALWAYS },
+            Mutation::Idempotent {
+                id: RequestId(43),
+                // Of the bytes of the delete: stored beside answers, so it must not change.
+                fingerprint: xxh3_128(b"\x02\x00\x01\0\0\0e"),
+                mutation: Box::new(Mutation::Delete { key: key("e"), condition: Condition::ALWAYS }),
+            },
         ];
         assert_eq!(read(Bytes::from_static(data)), Ok((Timestamp(42), expected)));
+    }
+
+    #[test]
+    fn a_request_of_an_id_is_told_from_others_by_its_bytes() {
+        let entry = |by| {
+            let mut batch = MutationBatch::new();
+            batch.idempotent(RequestId(9));
+            let position = batch.increment(&Key::new("k").expect("valid"), by, &Condition::ALWAYS);
+            assert_eq!((position, batch.len()), (0, 1));
+            batch.delete(&Key::new("k").expect("valid"), &Condition::ALWAYS);
+            read(batch.finish(Timestamp(1))).expect("our own bytes").1
+        };
+        let (one, again, two) = (entry(1), entry(1), entry(2));
+        assert_eq!((one.len(), &one), (2, &again));
+        let Mutation::Idempotent { id: RequestId(9), fingerprint, mutation } = &one[0] else { panic!("{one:?}") };
+        assert!(matches!(**mutation, Mutation::Increment { by: 1, .. }));
+        assert!(matches!(&two[0], Mutation::Idempotent { fingerprint: other, .. } if other != fingerprint));
+        // One within another would be one that its own record hides.
+        let nested = [&b"\x01\0\0\0\0\0\0\0\0"[..], &[6], &[0; 16], &[6]].concat();
+        assert_eq!(read(nested.into()), Err(MutationError::UnknownKind(6)));
     }
 
     #[test]

@@ -81,7 +81,14 @@ pub(super) fn chunk_rest(key: &Key, number: u32) -> Vec<u8> {
 
 impl RowWriter {
     /// Sets a data row to checksum, `head` and `tail`; gives the chained hash.
-    fn put_row(&mut self, prefix: &[u8; GENERATION_PREFIX_BYTES], kind: RowKind, rest: &[u8], value: (&[u8], &[u8]), hash: u64) -> u64 {
+    pub(super) fn put_row(
+        &mut self,
+        prefix: &[u8; GENERATION_PREFIX_BYTES],
+        kind: RowKind,
+        rest: &[u8],
+        value: (&[u8], &[u8]),
+        hash: u64,
+    ) -> u64 {
         let (head, tail) = value;
         let buffer = &mut self.buffer;
         debug_assert!(buffer.is_empty());
@@ -104,7 +111,7 @@ impl RowWriter {
     }
 
     /// Deletes a data row; gives the chained hash.
-    fn delete_row(&mut self, prefix: &[u8; GENERATION_PREFIX_BYTES], kind: RowKind, rest: &[u8], hash: u64) -> u64 {
+    pub(super) fn delete_row(&mut self, prefix: &[u8; GENERATION_PREFIX_BYTES], kind: RowKind, rest: &[u8], hash: u64) -> u64 {
         self.buffer.reserve(GENERATION_PREFIX_BYTES + 1 + rest.len());
         self.buffer.put_slice(prefix);
         self.buffer.put_u8(kind as u8);

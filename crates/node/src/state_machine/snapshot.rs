@@ -75,6 +75,8 @@ pub struct SnapshotReader<V: StoreView> {
     totals: Totals,
     rows_done: bool,
     finished: bool,
+    /// A planted fault: rows of this kind are left out.
+    left_out: Option<RowKind>,
 }
 
 impl Totals {
@@ -104,7 +106,13 @@ impl<V: StoreView> SnapshotReader<V> {
             totals: Totals::default(),
             rows_done: false,
             finished: false,
+            left_out: None,
         }))
+    }
+
+    /// Plants a fault: rows of this kind are left out.
+    pub(crate) fn leave_out(&mut self, kind: RowKind) {
+        self.left_out = Some(kind);
     }
 
     /// The replica's state at the view. Its control state, if any, travels as rows.
@@ -159,9 +167,12 @@ impl<V: StoreView> SnapshotReader<V> {
                 last
             },
         );
-        let (mut last, mut damage, totals) = (None, None, &mut self.totals);
+        let (mut last, mut damage, totals, left_out) = (None, None, &mut self.totals, self.left_out.map(|kind| kind as u8));
         self.view.scan(&from, &layout::prefix_end(&self.prefix), &mut |key, value| {
             let relative_key = &key[GENERATION_PREFIX_BYTES..];
+            if left_out == Some(relative_key[0]) {
+                return ControlFlow::Continue(());
+            }
             if let Err(error) = layout::verify(relative_key, value) {
                 damage = Some(error);
                 return ControlFlow::Break(());

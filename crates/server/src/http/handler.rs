@@ -10,7 +10,7 @@ use crate::metrics::{self, Exposition, add, increment};
 use bytes::Bytes;
 use flotilla_api::http::{Consistency, Query, decode_key, increment_answer, parse_if_match, parse_if_none_match, put_answer};
 use flotilla_api::{ErrorCode, Problem};
-use flotilla_node::request::{Reply, Request as NodeRequest, WriteRefusal};
+use flotilla_node::request::{Reply, Request as NodeRequest, RequestId, WriteRefusal};
 use flotilla_types::{Condition, Key, Outcome};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
@@ -20,6 +20,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 const PAGE: &str = include_str!("page.html");
 /// A join is some names and addresses.
 const JOIN_BYTES_MAX: usize = 64 << 10;
@@ -92,8 +93,9 @@ impl<B: Backend> Exchange<'_, B> {
             _ => Query::default(),
         };
         // Silently written once more, or kept for ever, would be worse than refused.
-        if is_write(self.method) && self.headers.contains_key(IDEMPOTENCY_KEY) {
-            return Err(not_built("the header Idempotency-Key"));
+        let takes_ids = matches!(route, Route::KvPut(_) | Route::KvDelete(_) | Route::KvIncrement(_));
+        if is_write(self.method) && !takes_ids && self.headers.contains_key(IDEMPOTENCY_KEY) {
+            return Err(not_built("the header Idempotency-Key on this route"));
         }
         match route {
             Route::KvGet(key) => {
@@ -106,7 +108,7 @@ impl<B: Backend> Exchange<'_, B> {
             }
             Route::KvPut(key) => {
                 let key = decode_key(key)?;
-                let (condition, timeout) = (self.condition()?, query.timeout()?);
+                let (condition, id, timeout) = (self.condition()?, self.request_id()?, query.timeout()?);
                 if query.value("ttl").is_some() {
                     return Err(not_built("?ttl="));
                 }
@@ -118,23 +120,24 @@ impl<B: Backend> Exchange<'_, B> {
                 let (value, _reservation) = self.read_body(body, self.door.options.value_bytes_max, timeout).await?;
                 unread.set(false);
                 let timeout = self.rest_of(timeout, began_ms)?;
-                let put = NodeRequest::Put { key: key.clone(), value, condition };
+                let put = NodeRequest::Put { key: key.clone(), value, condition }.once(id);
                 Ok(write_answer(self.door.backend.request(put, timeout).await, &key))
             }
             Route::KvDelete(key) => {
                 let key = decode_key(key)?;
-                let (condition, timeout) = (self.condition()?, query.timeout()?);
-                let delete = NodeRequest::Delete { key: key.clone(), condition };
+                let (condition, id, timeout) = (self.condition()?, self.request_id()?, query.timeout()?);
+                let delete = NodeRequest::Delete { key: key.clone(), condition }.once(id);
                 Ok(write_answer(self.door.backend.request(delete, timeout).await, &key))
             }
             Route::KvIncrement(key) => {
                 self.check_origin()?;
                 let key = decode_key(key)?;
-                let (condition, timeout, by) = (self.condition()?, query.timeout()?, query.by()?);
+                let (condition, id, timeout) = (self.condition()?, self.request_id()?, query.timeout()?);
+                let by = query.by()?;
                 if unread.get() {
                     return Err(Problem::new(ErrorCode::BadBody, "an increment takes no body: say ?by=N"));
                 }
-                let increment = NodeRequest::Increment { key: key.clone(), by, condition };
+                let increment = NodeRequest::Increment { key: key.clone(), by, condition }.once(id);
                 Ok(write_answer(self.door.backend.request(increment, timeout).await, &key))
             }
             Route::Cluster => {
@@ -188,6 +191,17 @@ impl<B: Backend> Exchange<'_, B> {
     fn condition(&self) -> Result<Condition, Problem> {
         let fields = |name: HeaderName| self.headers.get_all(name).into_iter().map(hyper::header::HeaderValue::as_bytes);
         Ok(Condition { if_match: parse_if_match(fields(IF_MATCH))?, if_none_match: parse_if_none_match(fields(IF_NONE_MATCH))? })
+    }
+
+    /// Under which id the write is to be done once, if it is to be.
+    fn request_id(&self) -> Result<Option<RequestId>, Problem> {
+        let mut fields = self.headers.get_all(IDEMPOTENCY_KEY).into_iter().map(hyper::header::HeaderValue::as_bytes);
+        let Some(key) = fields.next() else { return Ok(None) };
+        if fields.next().is_some() || !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
+            let detail = format!("an Idempotency-Key stands once and has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+            return Err(Problem::new(ErrorCode::BadIdempotencyKey, detail));
+        }
+        Ok(Some(RequestId::of(key)))
     }
 
     async fn read_body(&self, body: Incoming, bytes_max: usize, timeout: Duration) -> Result<(Bytes, Reservation), Problem> {
@@ -260,6 +274,13 @@ fn refused(refusal: WriteRefusal) -> Problem {
         }
         WriteRefusal::Overflow => {
             Problem::new(ErrorCode::IncrementOverflow, "the sum would not fit into a signed integer of 64 bits; nothing was written")
+        }
+        WriteRefusal::IdReused => {
+            Problem::new(ErrorCode::IdempotencyKeyReused, "another request bore this Idempotency-Key before; nothing was written")
+        }
+        WriteRefusal::TableFull => {
+            let detail = "the key's shard remembers as many requests with an Idempotency-Key as it may; nothing was written";
+            Problem::new(ErrorCode::IdempotencyTableFull, detail)
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod convergence;
 pub mod durability;
+pub mod exactly_once;
 pub mod honest_outcomes;
 pub mod linearizability;
 pub mod one_leader;

@@ -51,7 +51,7 @@ pub enum RowKind {
     Expiry = 5,
     /// Reserved: the history of changes, `[version]`.
     History = 6,
-    /// Reserved: answers under their `Idempotency-Key`.
+    /// `[request id u128 BE]`: what a request under an `Idempotency-Key` was answered first.
     Idempotency = 7,
 }
 
@@ -62,6 +62,7 @@ impl RowKind {
             1 => Some(RowKind::Key),
             2 => Some(RowKind::Chunk),
             3 => Some(RowKind::Control),
+            7 => Some(RowKind::Idempotency),
             _ => None,
         }
     }
