@@ -15,13 +15,13 @@ pub fn encode_key(key: &[u8]) -> String {
     percent_encode(key, KEY_IN_PATH).to_string()
 }
 
-/// Reads `150ms`, `30s`, `5m`, `1h`; a bare number is seconds.
+/// Reads `150ms`, `30s`, `5m`, `1h`, `7d`; a bare number is seconds.
 ///
 /// # Errors
 /// What is wrong with `text`, in words.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration: give a number with ms, s, m or h, such as 30s");
-    let (digits, seconds) = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)]
+    let wrong = || format!("{text:?} is no duration: give a number with ms, s, m, h or d, such as 30s");
+    let (digits, seconds) = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)]
         .into_iter()
         .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
         .unwrap_or((text, 1.0));
@@ -69,6 +69,7 @@ mod tests {
         assert_eq!(parse_duration("150ms"), Ok(Duration::from_millis(150)));
         assert_eq!(parse_duration("2"), Ok(Duration::from_secs(2)));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(604_800)));
         assert!(parse_duration("soon").is_err() && parse_duration("-1s").is_err() && parse_duration("").is_err());
     }
 

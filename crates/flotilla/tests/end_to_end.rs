@@ -88,6 +88,9 @@ fn a_demo_cluster_serves_every_command() {
     let (code, _, error) = outcome(&["incr", "a key/ä", "--endpoint", &first]);
     assert!(code == 1 && error.contains("not_an_integer") && error.contains("it did not happen"), "{code} {error}");
 
+    assert_eq!(outcome(&["put", "brief", "here", "--ttl", "50ms", "--endpoint", &first]).0, 0);
+    assert!((0..100).any(|_| outcome(&["get", "brief", "--endpoint", &last]).0 == 3), "it stays");
+
     let (code, status, _) = outcome(&["cluster", "status", "--endpoint", &all]);
     assert!(code == 0 && status.contains("3 nodes: every shard on at least 3"), "{status}");
     let nodes: serde_json::Value = serde_json::from_str(&outcome(&["cluster", "nodes", "--json", "--endpoint", &all]).1).expect("JSON");

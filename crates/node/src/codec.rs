@@ -8,7 +8,8 @@ use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, Reques
 use bytes::{BufMut, BytesMut};
 use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
 use flotilla_types::wire::{DecodeError, Reader, Write};
-use flotilla_types::{Condition, GroupId, Key, LogIndex, Match, NodeId, Outcome, ReplicaId, Term, Version};
+use flotilla_types::{Condition, GroupId, Key, LogIndex, Match, NodeId, Outcome, ReplicaId, Term, Timestamp, Version};
+use std::time::Duration;
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
@@ -97,6 +98,10 @@ impl PeerMessage {
                 out.put_u8(14);
                 out.put_u64_le(*epoch);
             }
+            PeerMessage::Clock { wall } => {
+                out.put_u8(20);
+                out.put_u64_le(wall.0);
+            }
             PeerMessage::Diverged { group, replica, index } => {
                 out.put_u8(13);
                 out.put_u32_le(group.0);
@@ -164,6 +169,7 @@ impl PeerMessage {
             },
             13 => PeerMessage::Diverged { group: group(reader)?, replica: replica(reader)?, index: LogIndex(reader.u64("index")?) },
             14 => PeerMessage::ControlEpoch { epoch: reader.u64("epoch")? },
+            20 => PeerMessage::Clock { wall: Timestamp(reader.u64("wall clock")?) },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),
         })
     }
@@ -177,11 +183,14 @@ impl Request {
                 out.put_u8(1);
                 out.write_bytes(key.as_bytes());
             }
-            Request::Put { key, value, condition } => {
-                out.put_u8(2);
+            Request::Put { key, value, ttl, condition } => {
+                out.put_u8(if ttl.is_some() { 22 } else { 2 });
                 out.write_bytes(key.as_bytes());
                 out.write_bytes(value);
                 encode_condition(condition, out);
+                if let Some(ttl) = ttl {
+                    out.put_u64_le(ttl.as_millis() as u64);
+                }
             }
             Request::Delete { key, condition } => {
                 out.put_u8(3);
@@ -229,7 +238,12 @@ impl Request {
     fn decode_kind(kind: u8, reader: &mut Reader) -> Result<Request> {
         Ok(match kind {
             1 => Request::Get { key: decode_key(reader)? },
-            2 => Request::Put { key: decode_key(reader)?, value: reader.bytes("value")?, condition: decode_condition(reader)? },
+            2 | 22 => Request::Put {
+                key: decode_key(reader)?,
+                value: reader.bytes("value")?,
+                condition: decode_condition(reader)?,
+                ttl: if kind == 22 { Some(Duration::from_millis(reader.u64("time to live")?)) } else { None },
+            },
             3 => Request::Delete { key: decode_key(reader)?, condition: decode_condition(reader)? },
             4 => {
                 let json = reader.bytes("join request")?;

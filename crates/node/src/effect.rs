@@ -6,7 +6,7 @@ use crate::request::Reply;
 use crate::state_machine::{GroupApply, ReplicaState};
 use bytes::Bytes;
 use flotilla_storage::log::LogBatch;
-use flotilla_types::{Key, NodeId, ReplicaKey};
+use flotilla_types::{Key, NodeId, ReplicaKey, Timestamp};
 
 /// What one turn of the loop produced. Order within each list is kept by the world; the lists do not
 /// wait for each other (whatever must wait for a sync is held back by the node itself).
@@ -118,6 +118,13 @@ pub enum StoreJob {
     },
     /// Sweep some rows of dead generations.
     Sweep,
+    /// Name keys whose time is over by this clock, or by the shard's own.
+    FindExpired {
+        /// Whose.
+        replica: ReplicaKey,
+        /// The leader's clock.
+        clock: Timestamp,
+    },
 }
 
 impl StoreJob {

@@ -107,6 +107,13 @@ pub enum StoreEvent {
         /// The replica that was.
         replica: ReplicaKey,
     },
+    /// The keys that a [`crate::StoreJob::FindExpired`] asked for, or why the replica cannot go on.
+    ExpiredFound {
+        /// Whose.
+        replica: ReplicaKey,
+        /// They.
+        found: Result<crate::state_machine::ExpiredKeys, crate::state_machine::StopReason>,
+    },
     /// Damage or an I/O error in the store: this replica cannot go on.
     Failed {
         /// The replica concerned; `None`: the whole store.

@@ -4,17 +4,20 @@
 //!
 //! - [`node`]: the machine; `requests` (routing, forwarding, time running out), `reading`
 //!   (linearizable reads), `replication` (Raft's Ready to log, links and apply), `transfer`
-//!   (snapshots), `supervise` (reports, plans, members, divergence) are its parts;
+//!   (snapshots), `expiry` (keys whose time is over), `clocks` (what time it is), `supervise` (reports, plans,
+//!   members, divergence) are its parts;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
 //! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown.
 
 mod apply_queue;
 pub mod boot;
+mod clocks;
 mod codec;
 pub mod control;
 pub mod effect;
 pub mod event;
+mod expiry;
 pub mod keyspace;
 pub mod message;
 pub mod node;

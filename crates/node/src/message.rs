@@ -6,7 +6,7 @@
 use crate::request::{Reply, Request};
 use bytes::Bytes;
 use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
-use flotilla_types::{GroupId, LogIndex, NodeId, ReplicaId, Term};
+use flotilla_types::{GroupId, LogIndex, NodeId, ReplicaId, Term, Timestamp};
 
 /// One message between two nodes.
 #[derive(Clone, Debug)]
@@ -96,6 +96,11 @@ pub enum PeerMessage {
         index: LogIndex,
         /// The chained hash there.
         hash: u64,
+    },
+    /// What the sender's wall clock shows (decision 5).
+    Clock {
+        /// That.
+        wall: Timestamp,
     },
     /// The leader found this replica's hash to differ from a majority's: it must be re-seeded.
     Diverged {

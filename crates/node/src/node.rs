@@ -9,6 +9,7 @@
 
 use crate::apply_queue::ApplyQueue;
 use crate::boot::{self, Identity};
+use crate::clocks::Clocks;
 use crate::control::{ControlState, Standing};
 use crate::effect::{Effects, Notice, ReplyTo};
 use crate::event::{Event, Now, StoreEvent, Ticket};
@@ -23,7 +24,7 @@ use crate::supervise::Supervision;
 use crate::transfer::Transfers;
 use flotilla_consensus::{Group, GroupConfig, Restored};
 use flotilla_storage::log::{InstallPhase, LogRecord, Recovered, RecoveredReplica};
-use flotilla_types::{GroupId, Instant, Key, LogIndex, Membership, NodeId, PlantedFault, ReplicaKey, Rng, Term, Timestamp};
+use flotilla_types::{GroupId, Instant, Key, LogIndex, Membership, NodeId, PlantedFault, ReplicaKey, Rng, Term};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,6 +154,7 @@ pub struct Node {
     pub(crate) dirty: BTreeSet<GroupId>,
     pub(crate) requests: Requests,
     pub(crate) reading: Reading,
+    pub(crate) clocks: Clocks,
     pub(crate) log: LogQueue,
     pub(crate) apply: ApplyQueue,
     pub(crate) transfers: Transfers,
@@ -192,6 +194,7 @@ impl Node {
         let mut node = Node {
             requests: Requests::new(&config, first_number()),
             reading: Reading::new(identity.node, first_number()),
+            clocks: Clocks::new(now.instant),
             log: LogQueue::default(),
             apply: ApplyQueue::default(),
             transfers: Transfers::starting_at(first_number()),
@@ -393,6 +396,7 @@ impl Node {
             PeerMessage::SnapshotTaken { transfer, number, accepted, .. } => {
                 self.handle_snapshot_taken(from, transfer, number, accepted, now)
             }
+            PeerMessage::Clock { wall } => self.handle_clock(from, wall, now),
             PeerMessage::Report(bytes) => self.handle_report(from, &bytes, now),
             PeerMessage::ControlCopy(bytes) => self.handle_control_copy(bytes, now),
             PeerMessage::ControlAsk { epoch, orphan } => self.handle_control_ask(from, epoch, orphan),
@@ -414,6 +418,7 @@ impl Node {
             StoreEvent::SnapshotRows { replica, generation, accepted } => self.handle_snapshot_rows(replica, generation, accepted, now),
             StoreEvent::SnapshotInstalled { replica, generation, state } => self.handle_snapshot_installed(replica, generation, state),
             StoreEvent::Destroyed { .. } => {}
+            StoreEvent::ExpiredFound { replica, found } => self.handle_expired_found(replica, found, now),
             StoreEvent::Failed { replica, detail, disk_full } => {
                 let what = replica.map_or_else(|| "the store".to_owned(), |key| format!("the store, at {key},"));
                 self.out.fatal = Some(if disk_full {
@@ -441,6 +446,8 @@ impl Node {
         self.campaign_in_place_of_the_dead(now);
         self.expire(now);
         self.retry_parked(now);
+        self.tell_clock(now);
+        self.look_for_expired(now);
         self.supervise(now);
     }
 
@@ -524,11 +531,6 @@ impl Node {
     /// Whether a replica of this id may exist on this node, as far as it knows.
     pub(crate) fn standing(&self, key: ReplicaKey) -> Standing {
         if self.tombstones.contains(&key) { Standing::Removed } else { self.control.standing(key) }
-    }
-
-    /// A shard's replicated clock reading for a proposal made now.
-    pub(crate) fn clock(now: Now) -> Timestamp {
-        now.wall
     }
 
     /// A position before anything.

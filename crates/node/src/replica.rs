@@ -2,6 +2,7 @@
 //! stands. Plain bookkeeping; the decisions are in `requests`, `replication`, `reading` and `transfer`.
 
 use crate::effect::ReplyTo;
+use crate::expiry::Expiry;
 use crate::request::Request;
 use crate::state_machine::ReplicaState;
 use crate::transfer::Incoming;
@@ -103,6 +104,7 @@ pub(crate) struct Replica {
     pub(crate) diverged: bool,
     /// When the leader's node was lost and this replica should campaign in its place.
     pub(crate) campaign_at: Option<Instant>,
+    pub(crate) expiry: Expiry,
 }
 
 impl Replica {
@@ -132,6 +134,7 @@ impl Replica {
             change_at: None,
             diverged: false,
             campaign_at: None,
+            expiry: Expiry::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::node::Node;
 use crate::replica::{Install, InstallStage, Proposed, Replica, Waiter};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use crate::state_machine::{
-    GroupApplied, GroupApply, IDEMPOTENT_BYTES, INCREMENT_BYTES, MutationBatch, MutationResult, ReplicaState, StopReason,
+    GroupApplied, GroupApply, IDEMPOTENT_BYTES, INCREMENT_BYTES, MutationBatch, MutationResult, ReplicaState, StopReason, TTL_BYTES,
 };
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored, StepError};
@@ -81,6 +81,7 @@ impl LogQueue {
 impl Node {
     /// Proposes what was asked of a shard in this turn as one entry (or as few as the limits allow).
     pub(crate) fn propose_pending(&mut self, group: GroupId, now: Now) {
+        let clock = self.clock(now);
         let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.pending.is_empty()) else { return };
         if !replica.is_leader() {
             let unproposed = replica.take_pending();
@@ -88,7 +89,7 @@ impl Node {
         }
         while !replica.pending.is_empty() {
             let count = fill(&mut self.mutations, &replica.pending);
-            match replica.group.propose(self.mutations.finish(Node::clock(now))) {
+            match replica.group.propose(self.mutations.finish(clock)) {
                 Ok((term, index)) => {
                     self.stats.proposals += 1;
                     self.stats.mutations += count as u64;
@@ -376,8 +377,8 @@ impl Node {
         let key = applied.replica;
         let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { return };
         let index = applied.applied.0;
-        if let Some(reason) = applied.stopped {
-            return self.stop_replica(key, &reason);
+        if let Some(reason) = &applied.stopped {
+            return self.stop_replica(key, reason);
         }
         assert!(index >= replica.applied, "{key} was applied backwards, from {} to {index}", replica.applied);
         replica.applied = index;
@@ -387,6 +388,7 @@ impl Node {
         }
         replica.keys = applied.keys;
         replica.bytes = applied.bytes;
+        replica.expiry.take_applied(&applied);
         replica.group.on_applied(index);
         self.dirty.insert(key.group);
         for (index, term, results) in applied.answers {
@@ -419,7 +421,7 @@ impl Node {
 
     /// The state machine cannot go on here. Damage is healed from the others; an entry of a later
     /// format is not, since every replica of this version stops at it.
-    fn stop_replica(&mut self, key: ReplicaKey, reason: &StopReason) {
+    pub(crate) fn stop_replica(&mut self, key: ReplicaKey, reason: &StopReason) {
         let alone = self.replicas.get(&key.group).is_some_and(|replica| replica.group.membership().voters.len() < 3);
         match reason {
             StopReason::Damaged(detail) if !alone => {
@@ -489,6 +491,9 @@ impl Node {
         if leader == before {
             return;
         }
+        if leader == Some(me) {
+            replica.expiry.begin_to_lead();
+        }
         if before == Some(me) {
             let unproposed = replica.take_pending();
             replica.checkpoints.clear();
@@ -549,7 +554,7 @@ fn append(batch: &mut MutationBatch, request: &Request) -> bool {
         write => (None, write),
     };
     let (key, bytes, condition) = match write {
-        Request::Put { key, value, condition } => (key, value.len(), condition),
+        Request::Put { key, value, ttl, condition } => (key, value.len() + ttl.map_or(0, |_| TTL_BYTES), condition),
         Request::Delete { key, condition } => (key, 0, condition),
         Request::Increment { key, condition, .. } => (key, INCREMENT_BYTES, condition),
         other => unreachable!("only writes are pending, not {other:?}"),
@@ -561,7 +566,8 @@ fn append(batch: &mut MutationBatch, request: &Request) -> bool {
         batch.idempotent(id);
     }
     match write {
-        Request::Put { value, .. } => batch.put(key, value, condition),
+        Request::Put { value, ttl: None, .. } => batch.put(key, value, condition),
+        Request::Put { value, ttl: Some(ttl), .. } => batch.put_expiring(key, value, *ttl, condition),
         Request::Increment { by, .. } => batch.increment(key, *by, condition),
         _ => batch.delete(key, condition),
     };

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use flotilla_types::wire::DecodeError;
 use flotilla_types::{Condition, Key, NodeId, Outcome, Version};
 use std::fmt;
+use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A client's request, whichever door it came through.
@@ -21,6 +22,8 @@ pub enum Request {
         key: Key,
         /// The new value.
         value: Bytes,
+        /// How long the key has it, in whole milliseconds; `None`: for ever.
+        ttl: Option<Duration>,
         /// What must hold.
         condition: Condition,
     },

@@ -101,6 +101,10 @@ impl<S: StateStore> StoreWorker<S> {
                 self.applier.abort_install(replica, generation);
                 None
             }
+            StoreJob::FindExpired { replica, clock } => {
+                let found = self.applier.find_expired(replica, clock)?;
+                Some(StoreEvent::ExpiredFound { replica, found })
+            }
             StoreJob::Sweep => {
                 self.applier.sweep(SWEEP_ROWS)?;
                 None

@@ -130,6 +130,7 @@ impl Node {
 
     pub(crate) fn handle_link_up(&mut self, peer: NodeId, now: Now) {
         self.links.insert(peer, Link { up: true, since: now.instant });
+        self.send(peer, PeerMessage::Clock { wall: now.wall });
         // The copy kept over a restart may be old, and may not even say who the control voters are.
         self.send(peer, PeerMessage::ControlAsk { epoch: self.control.epoch, orphan: None });
         for replica in self.replicas.values_mut() {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flotilla_node::control::{ControlAnswer, ControlCommand, ControlState, Formats, NodeProfile};
 use flotilla_node::request::{RequestId, WriteRefusal};
 use flotilla_node::state_machine::{
-    Applier, ApplyError, ApplyJob, CHECKPOINT_EVERY, ChunkError, GroupApplied, GroupApply, InstallError, MutationBatch, MutationError,
-    MutationResult, RETENTION_MS, ReplicaState, SnapshotReader, StateMachineFaults, StopReason, read,
+    Applier, ApplyError, ApplyJob, CHECKPOINT_EVERY, ChunkError, ENTRY_KEYS_MAX, GroupApplied, GroupApply, InstallError, MutationBatch,
+    MutationError, MutationResult, RETENTION_MS, ReplicaState, SnapshotReader, StateMachineFaults, StopReason, read,
 };
 use flotilla_storage::store::layout::{CHUNK_BYTES, INLINE_VALUE_BYTES_MAX};
 use flotilla_storage::store::simulated::{InjectedFault, SimulatedView};
@@ -19,6 +19,7 @@ use flotilla_types::{
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const NO_FAULTS: StateMachineFaults = StateMachineFaults {
     apply_twice_after_restart: false,
@@ -527,6 +528,175 @@ fn requests_are_forgotten_after_their_time_and_not_before() {
     // Any entry sweeps, also one that asks for nothing.
     apply_one(&mut at_once, a, &[entry(5, &[]), once(6, 3 * late, &[])]);
     assert_eq!(data_rows(at_once.store()), 1, "the counter alone");
+}
+
+/// An entry of what `fill` appends, at this clock.
+fn at(index: u64, clock: u64, fill: impl FnOnce(&mut MutationBatch)) -> Entry {
+    let mut batch = MutationBatch::new();
+    fill(&mut batch);
+    normal(index, batch.finish(Timestamp(clock)))
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_key_is_absent_from_its_deadline_on() {
+    let (a, always) = (replica(1, 1), Condition::ALWAYS);
+    let if_absent = Condition { if_match: None, if_none_match: Some(Match::Any) };
+    let lend = |index, clock, number: u8, text: &'static str, ms: u32| {
+        at(index, clock, |batch| {
+            batch.put_expiring(&key(number), text.as_bytes(), ms * MS, &Condition::ALWAYS);
+        })
+    };
+    let entries = [
+        lend(1, 100, 0, "v", 50),
+        at(2, 149, |batch| {
+            batch.put(&key(0), b"x", &if_absent);
+        }),
+        at(3, 150, |batch| {
+            batch.delete(&key(0), &Condition { if_match: Some(Match::Any), if_none_match: None });
+        }),
+        at(4, 120, |batch| {
+            batch.put(&key(0), b"w", &if_absent);
+        }),
+        at(5, 160, |batch| {
+            batch.expire(&key(0));
+        }),
+        lend(6, 160, 0, "7", 10),
+        at(7, 170, |batch| {
+            batch.increment(&key(0), 1, &always);
+        }),
+        lend(8, 170, 1, "5", 10),
+        at(9, 175, |batch| {
+            batch.increment(&key(1), 1, &always);
+        }),
+        lend(10, 175, 2, "z", 1),
+        at(11, 180, |batch| {
+            (0..3).for_each(|number| {
+                batch.expire(&key(number));
+            })
+        }),
+    ];
+    let put = |version, created| MutationResult::Put { version: Version(version), created };
+    let deleted = |deleted| MutationResult::Deleted { deleted };
+    let failed = |present: Option<u64>| MutationResult::ConditionFailed { present: present.map(Version) };
+    let expected = [
+        put(1, true),
+        failed(Some(1)),
+        failed(None),
+        put(2, true),
+        deleted(false),
+        put(3, false),
+        sum(1, 4),
+        put(5, true),
+        sum(6, 6),
+        put(7, true),
+        deleted(false),
+        deleted(true),
+        deleted(true),
+    ];
+    let (mut at_once, mut one_by_one) = (fresh(SimulatedStore::new(), a), fresh(SimulatedStore::new(), a));
+    let applied = apply_one(&mut at_once, a, &entries);
+    assert_eq!(answers(&applied), expected);
+    assert_eq!((applied.clock, applied.deadline), (Timestamp(180), Some(Timestamp(150))));
+    let seen: Vec<bool> = entries
+        .iter()
+        .map(|entry| {
+            apply_one(&mut one_by_one, a, std::slice::from_ref(entry));
+            let there = read::get(one_by_one.store(), a, 1, &key(0)).unwrap();
+            assert_eq!(read::head(one_by_one.store(), a, 1, &key(0)).unwrap().is_some(), there.is_some());
+            there.is_some()
+        })
+        .collect();
+    assert_eq!(seen, [true, true, false, true, true, true, true, true, true, true, true], "gone at 150 exactly");
+    assert_eq!(at_once.store().rows(), one_by_one.store().rows());
+    assert_eq!((data_rows(at_once.store()), at_once.state(a).unwrap().keys), (1, 1), "no row of the expired keys is left");
+}
+
+#[test]
+fn expired_keys_are_named_until_they_are_deleted() {
+    let (a, always) = (replica(1, 1), Condition::ALWAYS);
+    let mut applier = fresh(SimulatedStore::new(), a);
+    let lend = |batch: &mut MutationBatch, number: u8, ms: u32| {
+        batch.put_expiring(&key(number), b"v", ms * MS, &always);
+    };
+    let first = at(1, 100, |batch| [(0, 30), (1, 20), (2, 40)].into_iter().for_each(|(number, ms)| lend(batch, number, ms)));
+    apply_one(&mut applier, a, &[first]);
+    let find = |applier: &mut Applier<SimulatedStore>, clock| {
+        let found = applier.find_expired(a, Timestamp(clock)).unwrap().unwrap();
+        (found.keys, found.next.map(|next| next.0))
+    };
+    assert_eq!(find(&mut applier, 119), (vec![], Some(120)));
+    assert_eq!(find(&mut applier, 130), (vec![key(1), key(0)], Some(140)));
+    // Nothing came of that, and one of them got another value.
+    apply_one(
+        &mut applier,
+        a,
+        &[at(2, 100, |batch| {
+            batch.put(&key(0), b"w", &always);
+        })],
+    );
+    assert_eq!(find(&mut applier, 130).0, [key(1)]);
+    // A deadline before what was gone through already.
+    apply_one(
+        &mut applier,
+        a,
+        &[
+            at(3, 101, |batch| {
+                batch.expire(&key(1));
+            }),
+            at(4, 102, |batch| lend(batch, 3, 3)),
+        ],
+    );
+    assert_eq!(find(&mut applier, 130).0, [key(1)], "the clock of entry 3 had not come so far");
+    apply_one(
+        &mut applier,
+        a,
+        &[at(5, 130, |batch| {
+            batch.expire(&key(1));
+        })],
+    );
+    assert_eq!(find(&mut applier, 0), (vec![key(3)], Some(140)), "by the shard's clock");
+    let rest = at(6, 150, |batch| {
+        [2, 3].iter().for_each(|number| {
+            batch.expire(&key(*number));
+        })
+    });
+    apply_one(&mut applier, a, &[rest]);
+    assert_eq!(find(&mut applier, 1000), (vec![], None));
+    let (mut reopened, _) = Applier::open(applier.store().clone(), NO_FAULTS).unwrap();
+    assert_eq!(find(&mut reopened, 1000), (vec![], None));
+    assert_eq!(data_rows(applier.store()), 1);
+}
+
+#[test]
+fn no_more_expired_keys_are_named_than_an_entry_deletes() {
+    let a = replica(1, 1);
+    let mut applier = fresh(SimulatedStore::new(), a);
+    let lend = |batch: &mut MutationBatch, number: usize| {
+        let key = Key::new(format!("k{number}")).unwrap();
+        {
+            batch.put_expiring(&key, b"v", MS, &Condition::ALWAYS);
+        };
+    };
+    let all: Vec<Entry> =
+        (0..3).map(|n| at(n + 1, 10, |batch| (0..ENTRY_KEYS_MAX).for_each(|k| lend(batch, n as usize * 1000 + k)))).collect();
+    apply_one(&mut applier, a, &all);
+    for round in 0..3 {
+        let found = applier.find_expired(a, Timestamp(50)).unwrap().unwrap();
+        assert_eq!(found.keys.len(), ENTRY_KEYS_MAX);
+        apply_one(
+            &mut applier,
+            a,
+            &[at(4 + round, 50, |batch| {
+                found.keys.iter().for_each(|key| {
+                    batch.expire(key);
+                })
+            })],
+        );
+    }
+    assert_eq!(applier.find_expired(a, Timestamp(50)).unwrap(), Ok(Default::default()));
+    assert_eq!(data_rows(applier.store()), 0);
 }
 
 #[test]

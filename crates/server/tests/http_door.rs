@@ -283,6 +283,20 @@ fn an_idempotency_key_goes_with_the_write() {
 }
 
 #[test]
+fn a_time_to_live_goes_with_the_write() {
+    with_door(HttpOptions::default(), |door| async move {
+        let seconds = Duration::from_secs;
+        for (ttl, expected) in
+            [("1ms", Duration::from_millis(1)), ("30s", seconds(30)), ("2m", seconds(120)), ("3650d", seconds(315_360_000))]
+        {
+            assert_eq!(door.ask("PUT", &format!("/v1/kv/a?ttl={ttl}"), &[], "v").await.status / 100, 2);
+            let seen = door.node.seen.borrow_mut().pop();
+            assert!(matches!(seen, Some(Request::Put { ttl: Some(ttl), .. }) if ttl == expected), "{ttl}: {seen:?}");
+        }
+    });
+}
+
+#[test]
 fn conditions_are_kept() {
     with_door(HttpOptions::default(), |door| async move {
         door.ask("PUT", "/v1/kv/k", &[], "v").await;
@@ -355,7 +369,9 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
             ("PUT", "/v1/kv/a", &["Content-Range: bytes 0-1/9"], "v", 400, "bad_body"),
             ("PUT", "/v1/kv/a", &[], "seventeen bytes!!", 413, "too_large"),
             ("PUT", "/v1/kv/a", &["Content-Length: 99999999999"], "", 413, "too_large"),
-            ("PUT", "/v1/kv/a?ttl=30s", &[], "v", 501, "not_built"),
+            ("PUT", "/v1/kv/a?ttl=30", &[], "v", 400, "bad_parameter"),
+            ("PUT", "/v1/kv/a?ttl=0s", &[], "v", 400, "bad_parameter"),
+            ("PUT", "/v1/kv/a?ttl=3651d", &[], "v", 400, "bad_parameter"),
             ("GET", "/v1/kv/a?consistency=stale", &[], "", 501, "not_built"),
             ("PUT", "/v1/kv/a", &["Idempotency-Key: "], "v", 400, "bad_idempotency_key"),
             ("DELETE", "/v1/kv/a", &["Idempotency-Key: 1", "Idempotency-Key: 1"], "", 400, "bad_idempotency_key"),

@@ -113,6 +113,9 @@ fn one_node_serves_and_keeps_what_it_was_given() {
         first.ask_until(200, "GET", "/readyz", "").await;
         assert_eq!(first.ask("PUT", "/v1/kv/a", "1").await.0, 201);
         assert_eq!(first.ask("GET", "/v1/kv/a", "").await, (200, "1".to_owned()));
+        assert_eq!(first.ask("POST", "/v1/kv/n/incr?by=2", "").await.0, 200);
+        assert_eq!(first.ask("PUT", "/v1/kv/for-a-while?ttl=300ms", "2").await.0, 201);
+        first.ask_until(404, "GET", "/v1/kv/for-a-while", "").await;
         assert_eq!(first.ask("GET", "/metrics", "").await.0, 200);
         let before = first.started.clone();
         first.stop().await;
@@ -121,6 +124,8 @@ fn one_node_serves_and_keeps_what_it_was_given() {
         assert_eq!((again.started.node, again.started.cluster, &again.started.name), (before.node, before.cluster, &before.name));
         again.ask_until(200, "GET", "/readyz", "").await;
         assert_eq!(again.ask("GET", "/v1/kv/a", "").await, (200, "1".to_owned()));
+        assert_eq!(again.ask("GET", "/v1/kv/n", "").await, (200, "2".to_owned()));
+        assert_eq!(again.ask("GET", "/v1/kv/for-a-while", "").await.0, 404);
         again.stop().await;
     });
 }

@@ -49,6 +49,13 @@ pub enum Call {
         /// What must hold.
         guard: Guard,
     },
+    /// Write the key for a time.
+    Lend {
+        /// The new value.
+        value: ValueNumber,
+        /// For how many milliseconds.
+        ttl_ms: u64,
+    },
     /// Add 1 to the key, once for each id however often that is asked.
     Increment {
         /// The request's id.
@@ -148,6 +155,14 @@ impl History {
 }
 
 impl Operation {
+    /// The value that it was to give the key.
+    pub fn written(&self) -> Option<ValueNumber> {
+        match self.call {
+            Call::Put { value, .. } | Call::Lend { value, .. } => Some(value),
+            Call::Get | Call::Delete { .. } | Call::Increment { .. } => None,
+        }
+    }
+
     /// A write that certainly changed the key.
     pub fn certainly_wrote(&self) -> bool {
         matches!(self.answer, Answer::Put { .. } | Answer::Deleted { deleted: true })

@@ -176,6 +176,7 @@ impl Scenario {
             Family::Retries => 50,
             _ => 15,
         };
+        scenario.workload.lend_percent = if matches!(family, Family::Mixed | Family::Retries) { 12 } else { 0 };
         scenario
     }
 
@@ -244,6 +245,7 @@ fn draw_workload(rng: &mut Rng) -> WorkloadConfig {
         delete_percent: rng.between(5, 25),
         guard_percent: rng.between(5, 40),
         increment_percent: 0,
+        lend_percent: 0,
         think_ms_max: rng.between(60, 160),
         timeout_ms: (rng.between(100, 1_000), rng.between(2_000, 6_000)),
         value_bytes_max: if rng.chance(1, 8) { 40_000 } else { 1 << rng.between(7, 11) },

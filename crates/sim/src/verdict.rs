@@ -5,12 +5,13 @@ use crate::checkers::convergence::{self, ReplicaSeen, Wanted};
 use crate::checkers::durability::{self, Survivors};
 use crate::checkers::exactly_once::Counters;
 use crate::checkers::replica_agreement::{self, ReplicaRows};
-use crate::checkers::{Violation, exactly_once, honest_outcomes, linearizability, versions};
+use crate::checkers::{Violation, exactly_once, expiry, honest_outcomes, linearizability, versions};
+use crate::coverage::Fault;
 use crate::history::{KeyNumber, Moment};
 use crate::host::Process;
 use crate::network::HostNumber;
 use crate::process::read_state;
-use crate::workload::Workload;
+use crate::workload::{TTL_MAX, Workload};
 use crate::world::{Happening, Load, World};
 use bytes::Bytes;
 use flotilla_node::control::ControlState;
@@ -27,6 +28,8 @@ use std::time::Duration;
 const REST_MAX: Duration = Duration::from_secs(90);
 /// Clients go on for this long after the faults have stopped.
 const CALM: Duration = Duration::from_secs(3);
+/// What was lent is gone this long after its time, leaders there being.
+const LENT_LATE_MAX: Duration = Duration::from_secs(2);
 /// Below this many acknowledged operations a run has shown nothing.
 const ACKNOWLEDGED_MIN: u64 = 50;
 
@@ -39,6 +42,9 @@ impl World {
         self.load = Load::List(Default::default());
         self.rest();
         self.last_load();
+        if self.scenario.workload.lend_percent > 0 {
+            self.run_until(self.now + TTL_MAX + LENT_LATE_MAX);
+        }
         self.rest();
         if self.violation.is_none() {
             let verdict = self.check();
@@ -122,15 +128,25 @@ impl World {
         let operations = self.history.operations().to_vec();
         let keys: BTreeSet<KeyNumber> = operations.iter().map(|o| o.key).collect();
         exactly_once::check_answers(&operations)?;
+        expiry::check_never_back(&operations)?;
+        if self.clocks_are_right() {
+            expiry::check_not_early(&operations)?;
+        }
         let (survivors, counters) = self.check_stores(&keys)?;
         if self.history.acknowledged() < ACKNOWLEDGED_MIN {
             return Err(Violation::new("load", format!("only {} operations were acknowledged", self.history.acknowledged())));
         }
         versions::check(&operations)?;
         honest_outcomes::check(&operations, &survivors)?;
-        durability::check(&operations, &survivors)?;
         exactly_once::check_totals(&operations, &counters)?;
-        linearizability::check(&operations)
+        let lasting: Vec<_> = operations.iter().copied().filter(|o| Workload::is_lasting(o.key)).collect();
+        durability::check(&lasting, &survivors)?;
+        linearizability::check(&lasting)
+    }
+
+    /// Whether no wall clock jumps in this run.
+    fn clocks_are_right(&self) -> bool {
+        !self.scenario.faults.contains(&Fault::Clock)
     }
 
     /// Compares the rows of all replicas, and gives what the leaders' stores hold.
@@ -146,20 +162,30 @@ impl World {
             let rows = rows(&store, replica, view.generation).map_err(|error| wrong(error.to_string()))?;
             by_group.entry(view.group).or_default().push(ReplicaRows { replica: view.replica, applied: view.applied, rows });
             let Some(shard) = view.group.shard().filter(|_| view.leader == Some(view.replica)) else { continue };
-            let mut present = 0;
+            let (mut present, mut lent) = (0, 0);
             for number in keys.iter().filter(|key| shard_of(&Workload::key(**key), shards) == shard) {
                 let found =
                     read::get(&store, replica, view.generation, &Workload::key(*number)).map_err(|error| wrong(error.to_string()))?;
                 let Some((version, bytes)) = found else { continue };
                 present += 1;
+                lent += u64::from(Workload::is_lent(*number));
                 if Workload::is_counter(*number) {
                     let total = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
                     counters.insert(*number, total.ok_or_else(|| wrong(format!("key {} holds no integer", number.0)))?);
                 } else {
                     let value =
                         self.workload.value(&bytes).ok_or_else(|| wrong(format!("key {} holds bytes that nobody wrote", number.0)))?;
-                    survivors.insert(*number, (version.0, value));
+                    if Workload::is_lasting(*number) {
+                        survivors.insert(*number, (version.0, value));
+                    }
                 }
+            }
+            // A shard's clock that has leapt ahead with a wall clock stands until that is past; so do its deadlines.
+            if !self.clocks_are_right() {
+                let rows = &by_group[&view.group].last().expect("just pushed").rows;
+                present = rows.iter().filter(|(key, _)| key[0] == layout::RowKind::Key as u8).count() as u64;
+            } else if lent > 0 {
+                return Err(wrong(format!("{replica} still holds {lent} keys whose time is over")));
             }
             if state.keys != present {
                 return Err(wrong(format!("{replica} counts {} keys and holds {present} that clients know", state.keys)));

@@ -7,6 +7,8 @@ use flotilla_node::request::RequestId;
 use flotilla_node::{Reply, Request};
 use flotilla_types::{Condition, Key, Match, Outcome, Rng, Version};
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
 
 /// How clients behave in a run.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct WorkloadConfig {
     pub timeout_ms: (u64, u64),
     /// Of 100 requests, how many increment a counter under an idempotency key, for the first time or again.
     pub increment_percent: u64,
+    /// Of 100 requests, how many are about keys that expire.
+    pub lend_percent: u64,
     /// Most values are small; one in sixteen has up to this many bytes.
     pub value_bytes_max: usize,
 }
@@ -48,7 +52,11 @@ pub struct Workload {
 }
 
 /// Keys that are only incremented, behind all others.
-const COUNTERS: std::ops::Range<u32> = u32::MAX - 3..u32::MAX;
+const COUNTERS: Range<u32> = u32::MAX - 3..u32::MAX;
+/// Keys that are only lent a value, before those.
+const LENT: Range<u32> = COUNTERS.start - 4..COUNTERS.start;
+/// The longest time to live.
+pub const TTL_MAX: Duration = Duration::from_secs(8);
 /// Increments under way or to be asked again.
 const REPEATS_MAX: usize = 60;
 
@@ -68,6 +76,16 @@ impl Workload {
         self.config.hot_keys + self.config.cold_keys
     }
 
+    /// Whether the key is only written for a time.
+    pub fn is_lent(key: KeyNumber) -> bool {
+        LENT.contains(&key.0)
+    }
+
+    /// Whether the key is one of those that keep what they are given.
+    pub fn is_lasting(key: KeyNumber) -> bool {
+        key.0 < LENT.start
+    }
+
     /// The bytes of a key.
     pub fn key(number: KeyNumber) -> Key {
         Key::new(format!("k{}", number.0)).expect("a short key is a key")
@@ -77,6 +95,9 @@ impl Workload {
     pub fn choose(&mut self, rng: &mut Rng) -> (KeyNumber, Call) {
         if self.config.increment_percent > 0 && rng.chance(self.config.increment_percent, 100) {
             return self.choose_increment(rng);
+        }
+        if self.config.lend_percent > 0 && rng.chance(self.config.lend_percent, 100) {
+            return self.choose_lending(rng);
         }
         let config = &self.config;
         let is_hot = config.cold_keys == 0 || rng.chance(config.hot_percent, 100);
@@ -96,11 +117,25 @@ impl Workload {
 
     /// A write of a value that was never written before.
     pub fn put(&mut self, guard: Guard, rng: &mut Rng) -> Call {
+        Call::Put { value: self.draw_value(rng), guard }
+    }
+
+    fn draw_value(&mut self, rng: &mut Rng) -> ValueNumber {
         let value = ValueNumber(self.next_value);
         self.next_value += 1;
         let length = if rng.chance(1, 16) { rng.between(8, self.config.value_bytes_max.max(8) as u64) } else { rng.between(8, 64) };
         self.lengths.insert(value, length as usize);
-        Call::Put { value, guard }
+        value
+    }
+
+    /// A write for a time, mostly a short one, or a read of what may be there.
+    fn choose_lending(&mut self, rng: &mut Rng) -> (KeyNumber, Call) {
+        let key = KeyNumber(LENT.start + rng.below(LENT.len() as u64) as u32);
+        if rng.chance(3, 4) {
+            return (key, Call::Get);
+        }
+        let ttl_ms = rng.between(50, TTL_MAX.as_millis() as u64).min(rng.between(50, TTL_MAX.as_millis() as u64));
+        (key, Call::Lend { value: self.draw_value(rng), ttl_ms })
     }
 
     /// An increment that was not asked before, or one that was: perhaps answered, perhaps still under way.
@@ -136,7 +171,11 @@ impl Workload {
         let key = Workload::key(key);
         match call {
             Call::Get => Request::Get { key },
-            Call::Put { value, guard } => Request::Put { key, value: self.bytes(value), condition: condition(guard) },
+            Call::Put { value, guard } => Request::Put { key, value: self.bytes(value), ttl: None, condition: condition(guard) },
+            Call::Lend { value, ttl_ms } => {
+                let ttl = Some(Duration::from_millis(ttl_ms));
+                Request::Put { key, value: self.bytes(value), ttl, condition: Condition::ALWAYS }
+            }
             Call::Delete { guard } => Request::Delete { key, condition: condition(guard) },
             Call::Increment { id } => {
                 Request::Increment { key, by: 1, condition: Condition::ALWAYS }.once(Some(RequestId::of(&id.to_le_bytes())))
@@ -172,7 +211,9 @@ impl Workload {
                 Answer::Value { version: version.0, value: number }
             }
             (Call::Get, Reply::Absent) => Answer::Absent,
-            (Call::Put { .. }, Reply::Put { version, created }) => Answer::Put { version: version.0, created: *created },
+            (Call::Put { .. } | Call::Lend { .. }, Reply::Put { version, created }) => {
+                Answer::Put { version: version.0, created: *created }
+            }
             (Call::Delete { .. }, Reply::Deleted { deleted }) => Answer::Deleted { deleted: *deleted },
             (Call::Increment { .. }, Reply::Incremented { value, version }) => Answer::Incremented { value: *value, version: version.0 },
             (Call::Put { .. } | Call::Delete { .. }, Reply::ConditionFailed { present }) => {

@@ -437,7 +437,7 @@ impl World {
         self.list_under_way -= 1;
         let mut think_ms = self.chance.clients.between(1, self.scenario.workload.think_ms_max);
         if let Load::List(list) = &mut self.load {
-            if capability.is_none() && !Workload::is_counter(key) {
+            if capability.is_none() && Workload::is_lasting(key) {
                 list.push_back((key, call != Call::Get));
             }
             think_ms = 1;

@@ -11,4 +11,4 @@ mod query;
 pub use answer::{increment_answer, put_answer, write_json_string};
 pub use etag::{parse_if_match, parse_if_none_match, write_etag};
 pub use path::{decode_key, decode_segment, encode_key};
-pub use query::{Consistency, Query, TIMEOUT_DEFAULT, TIMEOUT_MAX, parse_duration};
+pub use query::{Consistency, Query, TIMEOUT_DEFAULT, TIMEOUT_MAX, TTL_MAX, parse_duration};

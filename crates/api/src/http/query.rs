@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// How long a request may take unless it says `?timeout=`.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// The longest `?ttl=`: ten years of 365 days.
+pub const TTL_MAX: Duration = Duration::from_secs(3650 * 86_400);
 /// The longest `?timeout=`.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,17 @@ impl Query {
         })
     }
 
+    /// `?ttl=`, if it is given.
+    ///
+    /// # Errors
+    /// If it is no duration above zero and up to [`TTL_MAX`].
+    pub fn ttl(&self) -> Result<Option<Duration>, Problem> {
+        let Some(value) = self.value("ttl") else { return Ok(None) };
+        let ttl = parse_duration(value).filter(|ttl| (Duration::from_millis(1)..=TTL_MAX).contains(ttl));
+        let detail = "ttl must be a whole number with its unit, one of ms, s, m, h, d, such as 30s, from 1ms to 3650d";
+        ttl.map(Some).ok_or_else(|| Problem::new(ErrorCode::BadParameter, detail))
+    }
+
     /// `?by=`, or 1.
     ///
     /// # Errors
@@ -88,7 +101,7 @@ impl Query {
     }
 }
 
-/// A whole number with `ms`, `s`, `m` or `h`.
+/// A whole number with `ms`, `s`, `m`, `h` or `d`.
 pub fn parse_duration(text: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(text).ok()?;
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
@@ -97,6 +110,7 @@ pub fn parse_duration(text: &[u8]) -> Option<Duration> {
         "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return None,
     };
     digits.parse::<u64>().ok()?.checked_mul(millis_per_unit).map(Duration::from_millis)

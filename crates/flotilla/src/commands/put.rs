@@ -4,12 +4,14 @@ use super::{CommandError, Target, print_line};
 use anyhow::Context;
 use clap::Args;
 use flotilla::client::Ask;
+use flotilla::text::parse_duration;
 use hyper::Method;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Args, Debug)]
 pub(crate) struct PutArgs {
@@ -26,13 +28,19 @@ pub(crate) struct PutArgs {
     /// Write only if there is no such key.
     #[arg(long)]
     if_absent: bool,
+    /// How long the key has the value, such as 30s, 5m, 2h or 7d; then it is gone. For ever if this is left out.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    ttl: Option<Duration>,
     #[command(flatten)]
     target: Target,
 }
 
 impl PutArgs {
     pub(super) async fn run(self) -> Result<ExitCode, CommandError> {
-        let path = self.target.key_path("/v1/kv", &self.key)?;
+        let mut path = self.target.key_path("/v1/kv", &self.key)?;
+        if let Some(ttl) = self.ttl {
+            path += &format!("&ttl={}ms", ttl.as_millis());
+        }
         let value = match (&self.file, self.value) {
             (Some(file), _) => std::fs::read(file).with_context(|| format!("reading {}", file.display()))?,
             (None, Some(value)) if value != "-" => value.into_vec(),

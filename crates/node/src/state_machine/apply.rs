@@ -12,6 +12,7 @@
 //! done ([`ApplyError`]): what it holds in memory is ahead of what is stored.
 
 use super::change::Overlaid;
+use super::expiry::ExpirySweep;
 use super::head_cache::HeadCache;
 use super::idempotency::IdempotencyTable;
 use super::mutation::{Mutation, MutationError, Mutations};
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES};
 use flotilla_storage::store::{StateStore, StoreError};
 use flotilla_types::wire::DecodeError;
-use flotilla_types::{Entry, EntryKind, GroupId, Key, LogIndex, Membership, ReplicaKey, Term, Version};
+use flotilla_types::{Entry, EntryKind, GroupId, Key, LogIndex, Membership, ReplicaKey, Term, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -80,6 +81,10 @@ pub struct GroupApplied {
     pub keys: u64,
     /// How many bytes keys and values have now.
     pub bytes: u64,
+    /// The shard's clock now.
+    pub clock: Timestamp,
+    /// The soonest deadline that a key got by these entries.
+    pub deadline: Option<Timestamp>,
     /// Why the replica has stopped; it applies nothing more.
     pub stopped: Option<StopReason>,
 }
@@ -201,13 +206,14 @@ pub(super) struct Live {
     pub(super) stopped: Option<StopReason>,
     /// A copy of rows. It may be ahead of them where the replica has stopped, and is asked no more then.
     pub(super) idempotency: IdempotencyTable,
+    pub(super) expiry: ExpirySweep,
 }
 
 /// What an entry may change of a state, to be put back if the entry cannot be applied.
 #[derive(Clone, Copy)]
 struct Counters {
     version: Version,
-    clock: flotilla_types::Timestamp,
+    clock: Timestamp,
     hash: u64,
     keys: u64,
     bytes: u64,
@@ -231,7 +237,7 @@ impl From<StoreError> for EntryError {
 
 impl Live {
     pub(super) fn new(replica: ReplicaKey, state: ReplicaState, idempotency: IdempotencyTable) -> Live {
-        Live { prefix: layout::data_prefix(replica, state.generation), state, stopped: None, idempotency }
+        Live { prefix: layout::data_prefix(replica, state.generation), state, stopped: None, idempotency, expiry: ExpirySweep::default() }
     }
 }
 
@@ -345,6 +351,8 @@ impl<S: StateStore> Applier<S> {
             checkpoint: None,
             keys: 0,
             bytes: 0,
+            clock: Timestamp(0),
+            deadline: None,
             stopped: None,
         };
         let Some(live) = self.replicas.get_mut(&replica) else {
@@ -416,6 +424,8 @@ impl<S: StateStore> Applier<S> {
         result.applied = live.state.applied;
         result.keys = live.state.keys;
         result.bytes = live.state.bytes;
+        result.clock = live.state.clock;
+        result.deadline = live.expiry.soonest_written.take();
         result.stopped = live.stopped.clone();
         Ok(result)
     }
@@ -503,7 +513,8 @@ impl<S: StateStore> Work<'_, S> {
 
     fn apply_mutation(&mut self, live: &mut Live, mutation: Mutation) -> Result<MutationResult, EntryError> {
         match mutation {
-            Mutation::Put { key, value, condition } => self.put(live, key, &value, &condition),
+            Mutation::Put { key, value, ttl, condition } => self.put(live, key, &value, ttl, &condition),
+            Mutation::Expire { key } => self.expire(live, key),
             Mutation::Delete { key, condition } => self.delete(live, key, &condition),
             Mutation::Increment { key, by, condition } => self.increment(live, key, by, &condition),
             Mutation::Idempotent { id, fingerprint, mutation } => {

@@ -9,7 +9,8 @@ use super::rows::KeyHead;
 use crate::request::WriteRefusal;
 use flotilla_storage::store::layout::{GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError};
-use flotilla_types::{Condition, Key};
+use flotilla_types::{Condition, Key, Timestamp};
+use std::time::Duration;
 
 /// What a key is since an earlier mutation of the same job.
 #[derive(Clone, Copy, Debug)]
@@ -47,64 +48,102 @@ fn count_down(count: u64, by: u64) -> Result<u64, EntryError> {
     count.checked_sub(by).ok_or_else(short)
 }
 
+/// What of a key counts: nothing, once its time is over.
+fn unexpired(live: &Live, head: Option<KeyHead>) -> Option<KeyHead> {
+    head.filter(|head| !head.is_expired(live.state.clock))
+}
+
 impl<S: StateStore> Work<'_, S> {
-    pub(super) fn put(&mut self, live: &mut Live, key: Key, value: &[u8], condition: &Condition) -> Result<MutationResult, EntryError> {
+    /// A `ttl` counts from the clock of this entry.
+    pub(super) fn put(
+        &mut self,
+        live: &mut Live,
+        key: Key,
+        value: &[u8],
+        ttl: Option<Duration>,
+        condition: &Condition,
+    ) -> Result<MutationResult, EntryError> {
         let before = self.head(live, &key)?;
-        if let Some(failed) = self.refusal(condition, before) {
+        let present = unexpired(live, before);
+        if let Some(failed) = self.refusal(condition, present) {
             return Ok(failed);
         }
-        let head = self.write(live, key, value, before)?;
-        Ok(MutationResult::Put { version: head.version, created: before.is_none() })
+        let deadline = ttl.map(|ttl| Timestamp(live.state.clock.0.saturating_add(ttl.as_millis() as u64)));
+        let head = self.write(live, key, value, deadline, before)?;
+        Ok(MutationResult::Put { version: head.version, created: present.is_none() })
     }
 
     pub(super) fn delete(&mut self, live: &mut Live, key: Key, condition: &Condition) -> Result<MutationResult, EntryError> {
         let before = self.head(live, &key)?;
-        if let Some(failed) = self.refusal(condition, before) {
+        let present = unexpired(live, before);
+        if let Some(failed) = self.refusal(condition, present) {
             return Ok(failed);
         }
-        let Some(before) = before else {
-            return Ok(MutationResult::Deleted { deleted: false });
-        };
-        live.next_version();
-        let state = &mut live.state;
-        state.hash = self.writer.delete_key(&live.prefix, &key, before, state.hash);
-        let (keys, bytes) = size_of(&key, Some(before));
-        state.keys = count_down(state.keys, keys)?;
-        state.bytes = count_down(state.bytes, bytes)?;
-        self.remember(live, key, Overlaid { head: None, integer: None });
-        Ok(MutationResult::Deleted { deleted: true })
+        self.remove(live, key, before)?;
+        Ok(MutationResult::Deleted { deleted: present.is_some() })
     }
 
-    /// An absent key counts from 0.
+    /// Deletes the key if it is expired: it may have got another value since it was found to be.
+    pub(super) fn expire(&mut self, live: &mut Live, key: Key) -> Result<MutationResult, EntryError> {
+        let before = self.head(live, &key)?.filter(|head| head.is_expired(live.state.clock));
+        self.remove(live, key, before)?;
+        Ok(MutationResult::Deleted { deleted: before.is_some() })
+    }
+
+    /// An absent key counts from 0. The deadline stays.
     pub(super) fn increment(&mut self, live: &mut Live, key: Key, by: i64, condition: &Condition) -> Result<MutationResult, EntryError> {
         let Overlaid { head: before, integer } = self.present(live, &key)?;
-        if let Some(failed) = self.refusal(condition, before) {
+        let present = unexpired(live, before);
+        if let Some(failed) = self.refusal(condition, present) {
             return Ok(failed);
         }
-        let Some(integer) = (if before.is_some() { integer } else { Some(0) }) else {
+        let Some(integer) = (if present.is_some() { integer } else { Some(0) }) else {
             return Ok(MutationResult::Refused(WriteRefusal::NotAnInteger));
         };
         let Some(sum) = integer.checked_add(by) else {
             return Ok(MutationResult::Refused(WriteRefusal::Overflow));
         };
-        let head = self.write(live, key, sum.to_string().as_bytes(), before)?;
+        let deadline = present.and_then(|head| head.deadline);
+        let head = self.write(live, key, sum.to_string().as_bytes(), deadline, before)?;
         Ok(MutationResult::Incremented { value: sum, version: head.version })
     }
 
     /// Gives the key a value and a version.
-    fn write(&mut self, live: &mut Live, key: Key, value: &[u8], before: Option<KeyHead>) -> Result<KeyHead, EntryError> {
-        let head = KeyHead::of_value(live.next_version(), value);
-        let state = &mut live.state;
-        state.hash = self.writer.put_key(&live.prefix, &key, head, value, before, state.hash);
+    fn write(
+        &mut self,
+        live: &mut Live,
+        key: Key,
+        value: &[u8],
+        deadline: Option<Timestamp>,
+        before: Option<KeyHead>,
+    ) -> Result<KeyHead, EntryError> {
+        let head = KeyHead::of_value(live.next_version(), value, deadline);
+        live.state.hash = self.writer.put_key(&live.prefix, &key, head, value, before, live.state.hash);
+        self.index_deadline(live, &key, before, Some(head));
         let (keys, bytes) = size_of(&key, before);
+        let state = &mut live.state;
         state.keys = count_down(state.keys, keys)? + 1;
         state.bytes = count_down(state.bytes, bytes)? + key.as_bytes().len() as u64 + u64::from(head.value_bytes);
         self.remember(live, key, Overlaid { head: Some(head), integer: integer_of(value) });
         Ok(head)
     }
 
-    fn refusal(&self, condition: &Condition, before: Option<KeyHead>) -> Option<MutationResult> {
-        let present = before.map(|head| head.version);
+    /// Takes away what is there, if anything is.
+    fn remove(&mut self, live: &mut Live, key: Key, before: Option<KeyHead>) -> Result<(), EntryError> {
+        let Some(head) = before else { return Ok(()) };
+        live.next_version();
+        live.state.hash = self.writer.delete_key(&live.prefix, &key, head, live.state.hash);
+        self.index_deadline(live, &key, before, None);
+        let (keys, bytes) = size_of(&key, before);
+        let state = &mut live.state;
+        state.keys = count_down(state.keys, keys)?;
+        state.bytes = count_down(state.bytes, bytes)?;
+        self.remember(live, key, Overlaid { head: None, integer: None });
+        Ok(())
+    }
+
+    fn refusal(&self, condition: &Condition, present: Option<KeyHead>) -> Option<MutationResult> {
+        let present = present.map(|head| head.version);
         let refused = !condition.holds(present) && !self.conditions_ignored;
         refused.then_some(MutationResult::ConditionFailed { present })
     }

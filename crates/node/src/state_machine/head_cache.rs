@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn knows_the_last_write_or_nothing() {
         let mut cache = HeadCache::new();
-        let head = |version| Some(KeyHead::of_value(Version(version), b"v"));
+        let head = |version| Some(KeyHead::of_value(Version(version), b"v", None));
         // Enough keys that many share a place.
         let key = |number: usize| format!("key {number}").into_bytes();
         for number in 0..2 * PLACES {

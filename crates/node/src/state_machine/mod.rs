@@ -3,7 +3,7 @@
 //! - [`mutation`]: what an entry holds, encoded once by the leader;
 //! - [`apply`]: the [`Applier`], which turns committed entries of all replicas of a node into one
 //!   batch of rows, the applied index among them; `change` is what each mutation does to its key, `idempotency`
-//!   remembers what was answered under an `Idempotency-Key`; [`generation`] is its part that creates, installs
+//!   remembers what was answered under an `Idempotency-Key`, [`expiry`] knows which keys' time is over; [`generation`] is its part that creates, installs
 //!   and sweeps; [`rows`] builds the rows and chains the hash over them;
 //! - [`state`]: what a replica knows of itself besides its keys, stored in one row;
 //! - [`read`]: point reads, on any thread;
@@ -14,6 +14,7 @@
 
 pub mod apply;
 mod change;
+pub mod expiry;
 pub mod generation;
 mod head_cache;
 mod idempotency;
@@ -24,9 +25,12 @@ pub mod snapshot;
 pub mod state;
 
 pub use apply::{Applier, ApplyError, ApplyJob, GroupApplied, GroupApply, MutationResult, StateMachineFaults, StopReason};
+pub use expiry::ExpiredKeys;
 pub use generation::InstallError;
 pub use idempotency::{RECORDS_MAX, RETENTION_MS};
-pub use mutation::{ENTRY_BYTES_MAX, ENTRY_KEYS_MAX, IDEMPOTENT_BYTES, INCREMENT_BYTES, Mutation, MutationBatch, MutationError, Mutations};
+pub use mutation::{
+    ENTRY_BYTES_MAX, ENTRY_KEYS_MAX, IDEMPOTENT_BYTES, INCREMENT_BYTES, Mutation, MutationBatch, MutationError, Mutations, TTL_BYTES,
+};
 pub use read::ReadError;
 pub use snapshot::{ChunkError, SnapshotReader};
 pub use state::{CHECKPOINT_EVERY, ReplicaState};

@@ -4,13 +4,14 @@
 //! The leader appends what clients ask to one [`MutationBatch`] and proposes its bytes; log, links and
 //! apply share them. [`Mutations`] reads them back one by one, keys and values as slices of the entry.
 //!
-//! Kinds 4, 5 and 7 to 9 are reserved: expiry, range deletes, transactions.
+//! Kinds 7 to 9 are reserved: range deletes, transactions.
 //! A replica that meets a kind it does not know stops: whatever it guessed, the others would differ.
 
 use crate::request::RequestId;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{Condition, Key, KeyError, Match, Timestamp, Version};
+use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Most mutations in one entry.
@@ -24,10 +25,14 @@ const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
 const KIND_INCREMENT: u8 = 3;
 
+const KIND_PUT_EXPIRING: u8 = 4;
+const KIND_EXPIRE: u8 = 5;
 const KIND_IDEMPOTENT: u8 = 6;
 
 /// What an idempotent request has before its mutation.
 pub const IDEMPOTENT_BYTES: usize = 17;
+/// What a put has behind its value if its key expires.
+pub const TTL_BYTES: usize = 8;
 /// What an increment has behind its key.
 pub const INCREMENT_BYTES: usize = 8;
 
@@ -40,6 +45,8 @@ pub enum Mutation {
         key: Key,
         /// Its new value.
         value: Bytes,
+        /// How long it has it, by the shard's clock, in whole milliseconds; `None`: for ever.
+        ttl: Option<Duration>,
         /// What must hold.
         condition: Condition,
     },
@@ -58,6 +65,11 @@ pub enum Mutation {
         by: i64,
         /// What must hold.
         condition: Condition,
+    },
+    /// Delete the key if its deadline is reached.
+    Expire {
+        /// The key.
+        key: Key,
     },
     /// Do this unless it was done before under the same id.
     Idempotent {
@@ -142,6 +154,20 @@ impl MutationBatch {
         self.count - 1
     }
 
+    /// As [`MutationBatch::put`], for a time in whole milliseconds.
+    pub fn put_expiring(&mut self, key: &Key, value: &[u8], ttl: Duration, condition: &Condition) -> usize {
+        self.begin(KIND_PUT_EXPIRING, key, 4 + value.len() + TTL_BYTES, condition);
+        self.bytes.write_bytes(value);
+        self.bytes.put_u64_le(ttl.as_millis() as u64);
+        self.count - 1
+    }
+
+    /// Appends the deletion of a key whose time is over; gives its position in the entry.
+    pub fn expire(&mut self, key: &Key) -> usize {
+        self.begin(KIND_EXPIRE, key, 0, &Condition::ALWAYS);
+        self.count - 1
+    }
+
     /// Appends an increment; gives its position in the entry.
     pub fn increment(&mut self, key: &Key, by: i64, condition: &Condition) -> usize {
         self.begin(KIND_INCREMENT, key, INCREMENT_BYTES, condition);
@@ -223,13 +249,19 @@ impl Mutations {
 
     /// A mutation of a key, behind its kind.
     fn mutation(&mut self, kind: u8) -> Result<Mutation, MutationError> {
-        if !(KIND_PUT..=KIND_INCREMENT).contains(&kind) {
+        if !(KIND_PUT..=KIND_EXPIRE).contains(&kind) {
             return Err(MutationError::UnknownKind(kind));
         }
         let condition = decode_condition(&mut self.reader)?;
         let key = Key::new(self.reader.bytes("key")?)?;
         Ok(match kind {
-            KIND_PUT => Mutation::Put { key, value: self.reader.bytes("value")?, condition },
+            KIND_PUT => Mutation::Put { key, value: self.reader.bytes("value")?, ttl: None, condition },
+            KIND_PUT_EXPIRING => {
+                let value = self.reader.bytes("value")?;
+                let ttl = Some(Duration::from_millis(self.reader.u64("time to live")?));
+                Mutation::Put { key, value, ttl, condition }
+            }
+            KIND_EXPIRE => Mutation::Expire { key },
             KIND_INCREMENT => Mutation::Increment { key, by: self.reader.u64("increment")? as i64, condition },
             _ => Mutation::Delete { key, condition },
         })
@@ -303,10 +335,12 @@ mod tests {
     fn any_mutation() -> impl Strategy<Value = Mutation> {
         let key = proptest::collection::vec(any::<u8>(), 1..20).prop_map(|k| Key::new(k).expect("1 to 20 bytes"));
         let condition = (any_match(), any_match()).prop_map(|(if_match, if_none_match)| Condition { if_match, if_none_match });
-        (key, 0..3, proptest::collection::vec(any::<u8>(), 0..40), any::<i64>(), condition).prop_map(|(key, kind, value, by, condition)| {
+        (key, 0..5, proptest::collection::vec(any::<u8>(), 0..40), any::<i64>(), condition).prop_map(|(key, kind, value, by, condition)| {
             match kind {
-                0 => Mutation::Put { key, value: value.into(), condition },
-                1 => Mutation::Delete { key, condition },
+                0 => Mutation::Put { key, value: value.into(), ttl: None, condition },
+                1 => Mutation::Put { key, value: value.into(), ttl: Some(Duration::from_millis(by as u64)), condition },
+                2 => Mutation::Expire { key },
+                3 => Mutation::Delete { key, condition },
                 _ => Mutation::Increment { key, by, condition },
             }
         })
@@ -327,7 +361,9 @@ mod tests {
             let mut batch = MutationBatch::new();
             for (position, mutation) in mutations.iter().enumerate() {
                 let given = match mutation {
-                    Mutation::Put { key, value, condition } => batch.put(key, value, condition),
+                    Mutation::Put { key, value, ttl: None, condition } => batch.put(key, value, condition),
+                    Mutation::Put { key, value, ttl: Some(ttl), condition } => batch.put_expiring(key, value, *ttl, condition),
+                    Mutation::Expire { key } => batch.expire(key),
                     Mutation::Delete { key, condition } => batch.delete(key, condition),
                     Mutation::Increment { key, by, condition } => batch.increment(key, *by, condition),
                     Mutation::Idempotent { .. } => unreachable!("not drawn here"),
@@ -352,14 +388,18 @@ mod tests {
             \x01\x12\x01\0\0\0\x07\0\0\0\0\0\0\0\x01\0\0\0b\0\0\0\0\
             \x02\x01\x01\0\0\0c\
             \x03\x00\x01\0\0\0d\xfe\xff\xff\xff\xff\xff\xff\xff\
+            \x04\x00\x01\0\0\0f\x02\0\0\0ho\xe8\x03\0\0\0\0\0\0\
+            \x05\x00\x01\0\0\0f\
             \x06\x2b\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\x00\x01\0\0\0e";
         let key = |k: &'static str| Key::new(k).expect("valid");
         let b = Condition { if_match: Some(Match::Versions(vec![Version(7)])), if_none_match: Some(Match::Any) };
         let expected = vec![
-            Mutation::Put { key: key("a"), value: "hi".into(), condition: Condition::ALWAYS },
-            Mutation::Put { key: key("b"), value: Bytes::new(), condition: b },
+            Mutation::Put { key: key("a"), value: "hi".into(), ttl: None, condition: Condition::ALWAYS },
+            Mutation::Put { key: key("b"), value: Bytes::new(), ttl: None, condition: b },
             Mutation::Delete { key: key("c"), condition: Condition { if_match: Some(Match::Any), if_none_match: None } },
             Mutation::Increment { key: key("d"), by: -2, condition: Condition::ALWAYS },
+            Mutation::Put { key: key("f"), value: "ho".into(), ttl: Some(Duration::from_secs(1)), condition: Condition::ALWAYS },
+            Mutation::Expire { key: key("f") },
             Mutation::Idempotent {
                 id: RequestId(43),
                 // Of the bytes of the delete: stored beside answers, so it must not change.

@@ -7,6 +7,7 @@
 //! The generation must be the one in force: rows of a former one are swept. A read that is overtaken by
 //! an install or by the replica's end finds rows missing, so whoever finds none asks [`is_in_force`].
 
+use super::expiry::is_expired;
 use super::generation::decode_state;
 use super::rows::{KeyHead, chunk_rest};
 use bytes::{Bytes, BytesMut};
@@ -31,6 +32,7 @@ pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: 
     let view = store.view()?;
     match decode(&row_key, view.get(&row_key)?)? {
         None => Ok(None),
+        Some((head, _)) if is_expired(&view, replica, &head)? => Ok(None),
         Some((head, value)) if head.chunks == 0 => Ok(Some((head.version, value))),
         Some((head, _)) => Ok(Some((head.version, read_chunks(&view, replica, generation, key, head)?))),
     }
@@ -54,7 +56,11 @@ pub fn is_in_force<S: StateStore>(store: &S, replica: ReplicaKey, generation: u3
 /// If the store fails or the row is damaged.
 pub fn head<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: &Key) -> Result<Option<(Version, u64)>, ReadError> {
     let row_key = layout::key_row(replica, generation, key.as_bytes());
-    Ok(decode(&row_key, store.view()?.get(&row_key)?)?.map(|(head, _)| (head.version, u64::from(head.value_bytes))))
+    let view = store.view()?;
+    match decode(&row_key, view.get(&row_key)?)? {
+        Some((head, _)) if !is_expired(&view, replica, &head)? => Ok(Some((head.version, u64::from(head.value_bytes)))),
+        _ => Ok(None),
+    }
 }
 
 fn decode(row_key: &[u8], row: Option<Bytes>) -> Result<Option<(KeyHead, Bytes)>, StoreError> {

@@ -5,10 +5,10 @@
 //! which holds the replica's id. It is chained write by write, so it does not depend on which entries
 //! were applied together.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_storage::store::layout::{self, CHECKSUM_BYTES, CHUNK_BYTES, GENERATION_PREFIX_BYTES, INLINE_VALUE_BYTES_MAX, RowKind};
 use flotilla_storage::store::{StoreError, WriteBatch};
-use flotilla_types::{Key, Version};
+use flotilla_types::{Key, Timestamp, Version};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Mixed into the hash of a delete, so that it differs from a put of the same bytes.
@@ -16,8 +16,11 @@ const DELETE_SEED: u64 = 0x9E37_79B9_7F4A_7C15;
 
 const TAG_INLINE: u8 = 0;
 const TAG_CHUNKED: u8 = 1;
+/// Set in a tag: the deadline stands behind the version.
+const TAG_EXPIRING: u8 = 2;
 /// Tag and version.
 const KEY_ROW_HEADER_BYTES: usize = 9;
+const DEADLINE_BYTES: usize = 8;
 
 /// What a key row says, apart from an inline value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct KeyHead {
     pub value_bytes: u32,
     /// In how many chunk rows the value lies; 0: it is inline.
     pub chunks: u32,
+    /// From when on the key counts as absent, by the shard's clock.
+    pub deadline: Option<Timestamp>,
 }
 
 /// The row writes of a job under construction.
@@ -39,9 +44,9 @@ pub(super) struct RowWriter {
 
 impl KeyHead {
     /// What a value of this length will have for a head.
-    pub(super) fn of_value(version: Version, value: &[u8]) -> KeyHead {
+    pub(super) fn of_value(version: Version, value: &[u8], deadline: Option<Timestamp>) -> KeyHead {
         let chunks = if value.len() > INLINE_VALUE_BYTES_MAX { value.len().div_ceil(CHUNK_BYTES) as u32 } else { 0 };
-        KeyHead { version, value_bytes: value.len() as u32, chunks }
+        KeyHead { version, value_bytes: value.len() as u32, chunks, deadline }
     }
 
     /// Reads a key row's value; the inline value behind the head.
@@ -56,16 +61,23 @@ impl KeyHead {
         };
         let [tag, version @ ..] = *header;
         let version = Version(u64::from_le_bytes(version));
-        let rest = body.slice(KEY_ROW_HEADER_BYTES..);
-        match tag {
-            TAG_INLINE => Ok((KeyHead { version, value_bytes: rest.len() as u32, chunks: 0 }, rest)),
+        let mut rest = body.slice(KEY_ROW_HEADER_BYTES..);
+        let mut deadline = None;
+        if tag & TAG_EXPIRING != 0 {
+            let Some(bytes) = rest.first_chunk::<DEADLINE_BYTES>() else { return Err(wrong("has no deadline")) };
+            deadline = Some(Timestamp(u64::from_le_bytes(*bytes)));
+            rest.advance(DEADLINE_BYTES);
+        }
+        match tag & !TAG_EXPIRING {
+            TAG_INLINE => Ok((KeyHead { version, value_bytes: rest.len() as u32, chunks: 0, deadline }, rest)),
             TAG_CHUNKED => {
                 let Ok(numbers) = <[u8; 8]>::try_from(&rest[..]) else { return Err(wrong("has no length and chunk count")) };
                 let [a, b, c, d, e, f, g, h] = numbers;
-                let head = KeyHead { version, value_bytes: u32::from_le_bytes([a, b, c, d]), chunks: u32::from_le_bytes([e, f, g, h]) };
+                let (value_bytes, chunks) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+                let head = KeyHead { version, value_bytes, chunks, deadline };
                 Ok((head, Bytes::new()))
             }
-            other => Err(wrong(&format!("has the tag {other}, which this version does not know"))),
+            _ => Err(wrong(&format!("has the tag {tag}, which this version does not know"))),
         }
     }
 }
@@ -131,15 +143,21 @@ impl RowWriter {
         before: Option<KeyHead>,
         mut hash: u64,
     ) -> u64 {
-        let mut header = [0; KEY_ROW_HEADER_BYTES + 8];
+        let mut header = [0; KEY_ROW_HEADER_BYTES + DEADLINE_BYTES + 8];
         header[0] = if head.chunks == 0 { TAG_INLINE } else { TAG_CHUNKED };
         header[1..KEY_ROW_HEADER_BYTES].copy_from_slice(&head.version.0.to_le_bytes());
+        let mut end = KEY_ROW_HEADER_BYTES;
+        if let Some(deadline) = head.deadline {
+            header[0] |= TAG_EXPIRING;
+            header[end..][..DEADLINE_BYTES].copy_from_slice(&deadline.0.to_le_bytes());
+            end += DEADLINE_BYTES;
+        }
         if head.chunks == 0 {
-            hash = self.put_row(prefix, RowKind::Key, key.as_bytes(), (&header[..KEY_ROW_HEADER_BYTES], value), hash);
+            hash = self.put_row(prefix, RowKind::Key, key.as_bytes(), (&header[..end], value), hash);
         } else {
-            header[KEY_ROW_HEADER_BYTES..][..4].copy_from_slice(&head.value_bytes.to_le_bytes());
-            header[KEY_ROW_HEADER_BYTES + 4..].copy_from_slice(&head.chunks.to_le_bytes());
-            hash = self.put_row(prefix, RowKind::Key, key.as_bytes(), (&header, &[]), hash);
+            header[end..][..4].copy_from_slice(&head.value_bytes.to_le_bytes());
+            header[end + 4..][..4].copy_from_slice(&head.chunks.to_le_bytes());
+            hash = self.put_row(prefix, RowKind::Key, key.as_bytes(), (&header[..end + 8], &[]), hash);
             for (number, chunk) in value.chunks(CHUNK_BYTES).enumerate() {
                 // The version ties a chunk to its key row.
                 let version = head.version.0.to_le_bytes();

@@ -109,9 +109,7 @@ impl<B: Backend> Exchange<'_, B> {
             Route::KvPut(key) => {
                 let key = decode_key(key)?;
                 let (condition, id, timeout) = (self.condition()?, self.request_id()?, query.timeout()?);
-                if query.value("ttl").is_some() {
-                    return Err(not_built("?ttl="));
-                }
+                let ttl = query.ttl()?;
                 if self.headers.contains_key(CONTENT_RANGE) {
                     // RFC 9110, section 14.5: a part must not be taken for the whole.
                     return Err(Problem::new(ErrorCode::BadBody, "a PUT with Content-Range is not a whole value"));
@@ -120,7 +118,7 @@ impl<B: Backend> Exchange<'_, B> {
                 let (value, _reservation) = self.read_body(body, self.door.options.value_bytes_max, timeout).await?;
                 unread.set(false);
                 let timeout = self.rest_of(timeout, began_ms)?;
-                let put = NodeRequest::Put { key: key.clone(), value, condition }.once(id);
+                let put = NodeRequest::Put { key: key.clone(), value, ttl, condition }.once(id);
                 Ok(write_answer(self.door.backend.request(put, timeout).await, &key))
             }
             Route::KvDelete(key) => {

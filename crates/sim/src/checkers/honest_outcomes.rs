@@ -2,7 +2,7 @@
 
 use super::Violation;
 use super::durability::Survivors;
-use crate::history::{Answer, Call, Operation, ValueNumber};
+use crate::history::{Answer, Operation, ValueNumber};
 use std::collections::BTreeMap;
 
 /// Looks for values of refused writes in every answer and in what is there at the end.
@@ -13,7 +13,7 @@ pub fn check(operations: &[Operation], survivors: &Survivors) -> Result<(), Viol
     let refused: BTreeMap<ValueNumber, &Operation> = operations
         .iter()
         .filter(|o| matches!(o.answer, Answer::NotApplied | Answer::GuardFailed { .. }))
-        .filter_map(|o| if let Call::Put { value, .. } = o.call { Some((value, o)) } else { None })
+        .filter_map(|o| Some((o.written()?, o)))
         .collect();
     let wrong = |write: &Operation, place: String| Err(Violation::new("honest outcomes", format!("{write}, and yet its value is {place}")));
     for operation in operations {
@@ -35,7 +35,7 @@ pub fn check(operations: &[Operation], survivors: &Survivors) -> Result<(), Viol
 mod tests {
     use super::super::sample::{get, op};
     use super::*;
-    use crate::history::{Guard, KeyNumber};
+    use crate::history::{Call, Guard, KeyNumber};
 
     #[test]
     fn a_refused_write_is_seen_nowhere() {

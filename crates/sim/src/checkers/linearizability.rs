@@ -33,8 +33,7 @@ pub fn check(operations: &[Operation]) -> Result<(), Violation> {
     let mut by_key: BTreeMap<KeyNumber, Vec<&Operation>> = BTreeMap::new();
     for operation in operations {
         let says_nothing = operation.answer == Answer::NotApplied || (operation.call == Call::Get && operation.answer == Answer::Unknown);
-        // Counters have a checker of their own.
-        if !says_nothing && !matches!(operation.call, Call::Increment { .. }) {
+        if !says_nothing {
             by_key.entry(operation.key).or_default().push(operation);
         }
     }
@@ -340,7 +339,7 @@ impl<'a> Search<'a> {
 
 fn guard(call: Call) -> Guard {
     match call {
-        Call::Get | Call::Increment { .. } => Guard::Always,
+        Call::Get | Call::Increment { .. } | Call::Lend { .. } => Guard::Always,
         Call::Put { guard, .. } | Call::Delete { guard } => guard,
     }
 }

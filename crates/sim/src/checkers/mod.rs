@@ -4,6 +4,7 @@
 pub mod convergence;
 pub mod durability;
 pub mod exactly_once;
+pub mod expiry;
 pub mod honest_outcomes;
 pub mod linearizability;
 pub mod one_leader;

@@ -47,7 +47,7 @@ pub enum RowKind {
     Control = 3,
     /// Reserved: a transaction's intent on a key.
     Intent = 4,
-    /// Reserved: the index of deadlines, `[deadline][key]`.
+    /// `[deadline u64 BE][key]`: the index of deadlines; the length of the key's value.
     Expiry = 5,
     /// Reserved: the history of changes, `[version]`.
     History = 6,
@@ -62,6 +62,7 @@ impl RowKind {
             1 => Some(RowKind::Key),
             2 => Some(RowKind::Chunk),
             3 => Some(RowKind::Control),
+            5 => Some(RowKind::Expiry),
             7 => Some(RowKind::Idempotency),
             _ => None,
         }
