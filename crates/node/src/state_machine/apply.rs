@@ -11,7 +11,6 @@
 //! before, and the others go on ([`StopReason`]). When the store itself fails, the whole applier is
 //! done ([`ApplyError`]): what it holds in memory is ahead of what is stored.
 
-use super::head_cache::HeadCache;
 use super::mutation::{Mutation, MutationError, Mutations};
 use super::rows::{KeyHead, RowWriter};
 use super::snapshot::Incoming;
@@ -174,7 +173,6 @@ pub struct Applier<S: StateStore> {
     damaged: Vec<(ReplicaKey, String)>,
     writer: RowWriter,
     overlay: BTreeMap<Key, Option<KeyHead>>,
-    heads: HeadCache,
     row_key: Vec<u8>,
     pub(super) faults: StateMachineFaults,
 }
@@ -242,7 +240,6 @@ impl<S: StateStore> Applier<S> {
             damaged,
             writer: RowWriter::default(),
             overlay: BTreeMap::new(),
-            heads: HeadCache::new(),
             row_key: Vec::new(),
             faults,
         };
@@ -337,7 +334,6 @@ impl<S: StateStore> Applier<S> {
             store: &self.store,
             writer: &mut self.writer,
             overlay: &mut self.overlay,
-            heads: &mut self.heads,
             row_key: &mut self.row_key,
             conditions_ignored: self.faults.conditions_ignored,
             seen_twice: false,
@@ -441,7 +437,6 @@ struct Work<'a, S> {
     store: &'a S,
     writer: &'a mut RowWriter,
     overlay: &'a mut BTreeMap<Key, Option<KeyHead>>,
-    heads: &'a mut HeadCache,
     row_key: &'a mut Vec<u8>,
     conditions_ignored: bool,
     /// Whether a key was written twice, so that the batch may hold a row twice.
@@ -500,7 +495,7 @@ impl<S: StateStore> Work<'_, S> {
         let (keys, bytes) = size_of(&key, before);
         state.keys = count_down(state.keys, keys)? + 1;
         state.bytes = count_down(state.bytes, bytes)? + key.as_bytes().len() as u64 + u64::from(head.value_bytes);
-        self.remember(live, key, Some(head));
+        self.remember(key, Some(head));
         Ok(MutationResult::Put { version, created: before.is_none() })
     }
 
@@ -518,7 +513,7 @@ impl<S: StateStore> Work<'_, S> {
         let (keys, bytes) = size_of(&key, Some(before));
         state.keys = count_down(state.keys, keys)?;
         state.bytes = count_down(state.bytes, bytes)?;
-        self.remember(live, key, None);
+        self.remember(key, None);
         Ok(MutationResult::Deleted { deleted: true })
     }
 
@@ -533,26 +528,17 @@ impl<S: StateStore> Work<'_, S> {
         if let Some(head) = self.overlay.get(key) {
             return Ok(*head);
         }
-        self.set_row_key(live, key);
-        if let Some(head) = self.heads.get(self.row_key) {
-            return Ok(head);
-        }
+        self.row_key.clear();
+        self.row_key.extend_from_slice(&live.prefix);
+        self.row_key.push(RowKind::Key as u8);
+        self.row_key.extend_from_slice(key.as_bytes());
         match self.store.get(self.row_key)? {
             Some(row) => Ok(Some(KeyHead::decode(&self.row_key[GENERATION_PREFIX_BYTES..], row)?.0)),
             None => Ok(None),
         }
     }
 
-    fn set_row_key(&mut self, live: &Live, key: &Key) {
-        self.row_key.clear();
-        self.row_key.extend_from_slice(&live.prefix);
-        self.row_key.push(RowKind::Key as u8);
-        self.row_key.extend_from_slice(key.as_bytes());
-    }
-
-    fn remember(&mut self, live: &Live, key: Key, head: Option<KeyHead>) {
-        self.set_row_key(live, &key);
-        self.heads.put(self.row_key, head);
+    fn remember(&mut self, key: Key, head: Option<KeyHead>) {
         self.seen_twice |= self.overlay.insert(key, head).is_some();
     }
 }

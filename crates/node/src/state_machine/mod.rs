@@ -13,7 +13,6 @@
 
 pub mod apply;
 pub mod generation;
-mod head_cache;
 pub mod mutation;
 pub mod read;
 pub mod rows;
