@@ -185,6 +185,7 @@ impl Node {
 
     pub(crate) fn handle_log_synced(&mut self, job: u64, _now: Now) {
         self.log.synced = self.log.synced.max(job);
+        self.log_is_full = false;
         while let Some((_, held)) = self.log.under_way.pop_front_if(|(number, _)| *number <= job) {
             for Held { replica: key, number, messages, install } in held {
                 let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { continue };

@@ -162,6 +162,11 @@ impl Node {
                     let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
                 }
+                if self.log_is_full || (self.disk_is_low && matches!(request, Request::Put { .. })) {
+                    self.stats.refused += 1;
+                    let detail = "the disk of the shard's leader is full: free some space there, or delete keys";
+                    return self.refuse(waiter.to, FailureReason::DiskFull, detail);
+                }
                 if writes_refused || replica.pending_bytes > PENDING_BYTES_MAX {
                     self.stats.refused += 1;
                     return self.refuse(
