@@ -193,6 +193,10 @@ impl Request {
                 out.write_bytes(&serde_json::to_vec(join).expect("a join request is plain text and numbers"));
             }
             Request::ClusterStatus => out.put_u8(5),
+            Request::GetStale { key } => {
+                out.put_u8(6);
+                out.write_bytes(key.as_bytes());
+            }
         }
     }
 
@@ -211,6 +215,7 @@ impl Request {
                 Request::Join(join)
             }
             5 => Request::ClusterStatus,
+            6 => Request::GetStale { key: decode_key(reader)? },
             other => return Err(DecodeError::Invalid("request kind", u64::from(other))),
         })
     }
@@ -258,6 +263,11 @@ impl Reply {
                 out.write_bool(failure.outcome == Outcome::Unknown);
                 out.write_bytes(failure.detail.as_bytes());
             }
+            Reply::Stale { lag_ms, reply } => {
+                out.put_u8(10);
+                out.put_u64_le(*lag_ms);
+                reply.encode(out);
+            }
         }
     }
 
@@ -266,8 +276,20 @@ impl Reply {
     /// # Errors
     /// If the bytes are no reply.
     pub fn decode(reader: &mut Reader) -> Result<Reply> {
+        match reader.u8("reply kind")? {
+            10 => {
+                let lag_ms = reader.u64("lag")?;
+                // One inside the other has no meaning, and must not nest without a bound.
+                let reply = Box::new(Reply::decode_kind(reader.u8("stale reply kind")?, reader)?);
+                Ok(Reply::Stale { lag_ms, reply })
+            }
+            kind => Reply::decode_kind(kind, reader),
+        }
+    }
+
+    fn decode_kind(kind: u8, reader: &mut Reader) -> Result<Reply> {
         let version = |reader: &mut Reader| Ok(Version(reader.u64("version")?));
-        Ok(match reader.u8("reply kind")? {
+        Ok(match kind {
             1 => Reply::Value { version: version(reader)?, value: reader.bytes("value")? },
             2 => Reply::Absent,
             3 => Reply::Put { version: version(reader)?, created: reader.bool("created")? },

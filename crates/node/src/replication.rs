@@ -288,8 +288,9 @@ impl Node {
             return; // Comes only with the last of its rows.
         }
         self.dirty.insert(group);
+        let sender = message.from();
         match replica.group.step(message) {
-            Ok(()) => {}
+            Ok(()) => replica.note_heard(sender, now.instant),
             // Something that this replica had acknowledged is gone: it must not vote on what is left.
             Err(error @ (StepError::CommitPastEnd { .. } | StepError::Diverged { .. })) => {
                 self.stop_replica(key, &StopReason::Damaged(error.to_string()))
@@ -380,6 +381,7 @@ impl Node {
         }
         assert!(index >= replica.applied, "{key} was applied backwards, from {} to {index}", replica.applied);
         replica.applied = index;
+        replica.note_applied();
         while let Some((_, bytes)) = replica.applying.pop_front_if(|(last, _)| *last <= index) {
             self.unapplied_bytes -= bytes;
             self.supervision.applied_bytes += bytes;

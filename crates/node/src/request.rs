@@ -12,6 +12,11 @@ pub enum Request {
         /// The key.
         key: Key,
     },
+    /// Read a key from any replica, however far behind it is: [`Reply::Stale`].
+    GetStale {
+        /// The key.
+        key: Key,
+    },
     /// Write a key if the condition holds.
     Put {
         /// The key.
@@ -67,6 +72,13 @@ pub enum Reply {
     },
     /// There is no such key.
     Absent,
+    /// What a replica has that may be behind.
+    Stale {
+        /// How long ago it had applied all that a leader confirmed by a majority had told it was committed.
+        lag_ms: u64,
+        /// The value, or its absence.
+        reply: Box<Reply>,
+    },
     /// The write happened.
     Put {
         /// The version it gave the key.
@@ -158,7 +170,7 @@ impl Request {
     /// The key it is about, if it is about one.
     pub fn key(&self) -> Option<&Key> {
         match self {
-            Request::Get { key } | Request::Put { key, .. } | Request::Delete { key, .. } => Some(key),
+            Request::Get { key } | Request::GetStale { key } | Request::Put { key, .. } | Request::Delete { key, .. } => Some(key),
             Request::Join(_) | Request::ClusterStatus => None,
         }
     }
@@ -167,7 +179,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         match self {
             Request::Put { key, value, .. } => key.as_bytes().len() + value.len(),
-            Request::Get { key } | Request::Delete { key, .. } => key.as_bytes().len(),
+            Request::Get { key } | Request::GetStale { key } | Request::Delete { key, .. } => key.as_bytes().len(),
             Request::Join(_) | Request::ClusterStatus => 256,
         }
     }
