@@ -161,6 +161,8 @@ pub struct Node {
     /// The entry being put together; kept for its memory.
     pub(crate) mutations: MutationBatch,
     pub(crate) next_tick: Instant,
+    /// Ticks since the start.
+    pub(crate) ticks: usize,
     pub(crate) shutting_down: bool,
     /// Room on the disk is low: what needs more of it is refused.
     pub(crate) disk_is_low: bool,
@@ -203,6 +205,7 @@ impl Node {
             out: Effects::default(),
             mutations: MutationBatch::new(),
             next_tick: now.instant + TICK,
+            ticks: 0,
             started: now.instant,
             shutting_down: false,
             disk_is_low: false,
@@ -445,8 +448,12 @@ impl Node {
         }
         // At most one tick a turn: after a pause the inbox is taken first, and missed ticks are not made up.
         self.next_tick = (self.next_tick + TICK).max(now.instant + TICK / 2);
+        self.ticks += 1;
         for (group, replica) in &mut self.replicas {
-            replica.group.tick();
+            match replica.ticks_to_skip.checked_sub(1) {
+                Some(left) => replica.ticks_to_skip = left,
+                None => replica.group.tick(),
+            }
             if replica.group.has_ready() || !replica.pending.is_empty() {
                 self.dirty.insert(*group);
             }

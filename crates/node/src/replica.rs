@@ -105,6 +105,8 @@ pub(crate) struct Replica {
     behind: Option<(LogIndex, Instant)>,
     /// When each of the others was last heard in the present term.
     heard: BTreeMap<ReplicaId, (Term, Instant)>,
+    /// A new leader's, so that its heartbeats go out with those of the other groups led here.
+    pub(crate) ticks_to_skip: usize,
     /// A majority's hash differs from ours: nothing is served until the replica is re-seeded.
     pub(crate) diverged: bool,
     /// When the leader's node was lost and this replica should campaign in its place.
@@ -139,6 +141,7 @@ impl Replica {
             current: Instant::ZERO,
             behind: None,
             heard: BTreeMap::new(),
+            ticks_to_skip: 0,
             diverged: false,
             campaign_at: None,
         }

@@ -499,6 +499,11 @@ impl Node {
             self.drop_transfers_of(group);
         }
         if leader == Some(me) {
+            // One frame and one wake-up for the heartbeats of all groups, instead of one each.
+            let interval = self.config.group.heartbeat_ticks;
+            if let Some(replica) = self.replicas.get_mut(&group) {
+                replica.ticks_to_skip = (interval - self.ticks % interval) % interval;
+            }
             // What it gathered as a follower its clients wait for now.
             self.apply.hurry();
             self.stats.elections_won += 1;
