@@ -245,6 +245,7 @@ impl Trial<'_> {
         alone.kill(0);
         alone.launch(0)?;
         alone.wait_ready(0).await?;
+        wire.turn_to(spec.http);
         demand("a get after a restart without room", status_of(&mut wire, "GET", &path(1)).await, 200);
         fs::remove_file(&ballast)?;
         let deadline = Instant::now() + REFUSAL_TIME_MAX;
