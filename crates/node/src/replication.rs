@@ -128,6 +128,8 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let key = replica.key;
         if let Some(snapshot) = &ready.snapshot {
+            // What gathers must come to the store before the switch, not be answered with what comes after it.
+            self.apply.hurry();
             // Decision 8: announce, switch, record; everything else of this Ready waits.
             let incoming = replica.incoming.take();
             let Some((incoming, state)) = incoming.and_then(|incoming| incoming.complete_at(snapshot.index).map(|state| (incoming, state)))
