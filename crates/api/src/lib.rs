@@ -10,5 +10,5 @@ mod outcome;
 mod problem;
 
 pub use error_code::{Advice, ErrorCode};
-pub use outcome::{OUTCOME_HEADER, parse_outcome};
+pub use outcome::{LAG_HEADER, OUTCOME_HEADER, parse_outcome};
 pub use problem::{CONTENT_TYPE as PROBLEM_CONTENT_TYPE, Problem};

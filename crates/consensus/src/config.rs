@@ -13,7 +13,7 @@ pub struct GroupConfig {
     pub election_ticks_min: usize,
     /// Longest election timeout, included.
     pub election_ticks_max: usize,
-    /// Time between a leader's heartbeats.
+    /// Time between a leader's heartbeats; a third of the shortest election timeout lets two get lost.
     pub heartbeat_ticks: usize,
     /// Bytes proposed and not yet committed above which a leader refuses more; one entry is always taken.
     pub uncommitted_bytes_max: u64,
@@ -34,7 +34,7 @@ impl Default for GroupConfig {
             replica: ReplicaId(0),
             election_ticks_min: 30,
             election_ticks_max: 60,
-            heartbeat_ticks: 5,
+            heartbeat_ticks: 10,
             uncommitted_bytes_max: 32 << 20,
             committed_bytes_per_ready_max: 4 << 20,
             message_bytes_max: 256 << 10,

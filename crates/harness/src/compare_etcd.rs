@@ -1,7 +1,8 @@
 //! Flotilla beside etcd: three members each, on this machine, the same load by the same generator
 //! over HTTP/1.1 with keep-alive: the same connections, keys, values, and linearizable reads. etcd is
 //! driven by the JSON gateway of its v3 API, which costs it more than its native gRPC would; the
-//! report says so. Runs of the two take turns, so that a slow moment of the machine meets both.
+//! report says so. Runs of the two take turns, so that a slow moment of the machine meets both, and begin when
+//! neither works any more.
 
 use crate::cluster::Cluster;
 use crate::kill::quantile;
@@ -9,7 +10,9 @@ use anyhow::{Context, bail};
 use flotilla::client::{Client, Endpoint};
 use flotilla::load::{Distribution, LoadPlan, LoadReport, Mix, Protocol, preload, run as run_load};
 use flotilla::local_cluster::{free_addresses, spawn_bound};
+use flotilla::process_cpu::{listening_processes, processor_time_between, processor_times};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -181,6 +184,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &ComparePlan, tell: impl Fn
     for protocol in [Protocol::Flotilla, Protocol::EtcdGateway] {
         preload(&load(protocol, Mix::Put, 256), |_| ()).await?;
     }
+    let servers = listening_processes(&[cluster.addresses(), etcd.clients.clone()].concat());
     let mut comparisons = Vec::new();
     for (workload, mix) in [("put", Mix::Put), ("get", Mix::Get)] {
         for &connections in &plan.connections {
@@ -189,6 +193,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &ComparePlan, tell: impl Fn
                 for (name, protocol, runs) in
                     [("flotilla", Protocol::Flotilla, &mut flotilla_runs), ("etcd", Protocol::EtcdGateway, &mut etcd_runs)]
                 {
+                    wait_at_rest(&servers).await;
                     let report = run_load(load(protocol, mix, connections), |_, _| ()).await?;
                     tell(format!("{workload}, {connections} connections, run {}: {name} {:.0} op/s", round + 1, report.operations_per_s));
                     runs.push(report);
@@ -202,6 +207,22 @@ pub async fn run(binary: &Path, folder: &Path, plan: &ComparePlan, tell: impl Fn
     cluster.stop();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     Ok(CompareReport { etcd_version: version, processors, runs: plan.runs, comparisons })
+}
+
+/// Waits until none of the servers works off what the last load left behind, so that nobody pays for the
+/// other's; half a minute at most.
+async fn wait_at_rest(servers: &BTreeSet<u32>) {
+    const LOOK: Duration = Duration::from_millis(500);
+    const AT_REST: Duration = Duration::from_millis(100);
+    let mut before = processor_times(servers);
+    for _ in 0..60 {
+        tokio::time::sleep(LOOK).await;
+        let now = processor_times(servers);
+        if processor_time_between(&before, &now).is_none_or(|spent| spent <= AT_REST) {
+            return;
+        }
+        before = now;
+    }
 }
 
 fn medians(runs: &[LoadReport]) -> Medians {

@@ -100,7 +100,7 @@ pub fn verdict_line(verdict: &Verdict) -> String {
 
 /// The same of each node's own copy.
 pub fn own_copies_line(verdict: Option<&Verdict>) -> String {
-    verdict.map_or_else(|| "not asked, the nodes do not serve stale reads yet".to_owned(), verdict_line)
+    verdict.map_or_else(|| "not asked".to_owned(), verdict_line)
 }
 
 /// Runs it on three nodes with their data in `folder`.

@@ -50,7 +50,7 @@ enum Run {
         one: usize,
         #[arg(long, value_parser = parse_duration, default_value = "3s")]
         load: Duration,
-        /// Make every sync do nothing: the run must then fail.
+        /// Make syncs of the log do nothing: the run must then fail.
         #[arg(long)]
         no_sync: bool,
     },

@@ -2,8 +2,8 @@
 //! (`EXT4_IOC_SHUTDOWN` without flushing its journal). What was not synced is gone, as after a real
 //! power cut; what a lying disk would do is for the simulated one in `crates/sim` to show.
 //!
-//! With `no_sync` the nodes run with fsync and its kin made to do nothing, by a small library that
-//! is loaded ahead of libc: then the run must fail, or it would prove nothing.
+//! With `no_sync` the nodes run with fdatasync made to do nothing to the log's files, by a small library
+//! that is loaded ahead of libc: then the run must fail, or it would prove nothing.
 #![allow(unsafe_code, reason = "the shutdown ioctl has no safe face in std")]
 
 use crate::cluster::{Cluster, loopback_specs};
@@ -70,7 +70,7 @@ impl PowerReport {
 
     /// The figures as lines of text.
     pub fn lines(&self) -> Vec<String> {
-        let syncs = if self.no_sync { ", syncs did nothing" } else { "" };
+        let syncs = if self.no_sync { ", syncs of the log did nothing" } else { "" };
         let mut lines = vec![format!(
             "{} power cuts of all nodes, {} of one{syncs}: {} writes acknowledged, {} unknown",
             self.cuts_of_all, self.cuts_of_one, self.acknowledged, self.unknown
@@ -227,16 +227,25 @@ pub async fn run_power(binary: &Path, folder: &Path, plan: &PowerPlan) -> anyhow
     Ok(report)
 }
 
-/// Compiles a library in which every kind of sync does nothing, so that the product needs no such switch.
+/// Compiles a library in which fdatasync does nothing to files of the Raft log, so that the product needs
+/// no such switch.
 fn library_without_sync(folder: &Path) -> anyhow::Result<PathBuf> {
-    const SOURCE: &str = "
-        int fsync(int fd) { (void)fd; return 0; }
-        int fdatasync(int fd) { (void)fd; return 0; }
-        int msync(void *a, unsigned long n, int f) { (void)a; (void)n; (void)f; return 0; }
-        int sync_file_range(int fd, long o, long n, unsigned f) { (void)fd; (void)o; (void)n; (void)f; return 0; }
-        int syncfs(int fd) { (void)fd; return 0; }
-        void sync(void) {}
-    ";
+    const SOURCE: &str = r#"
+        #include <stdio.h>
+        #include <string.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int fdatasync(int fd) {
+            char link[64], path[4096];
+            snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+            ssize_t length = readlink(link, path, sizeof path - 1);
+            if (length > 0) {
+                path[length] = 0;
+                if (strstr(path, "/log/")) return 0;
+            }
+            return (int)syscall(SYS_fdatasync, fd);
+        }
+    "#;
     let (source, library) = (folder.join("nosync.c"), folder.join("nosync.so"));
     fs::write(&source, SOURCE)?;
     run("cc", &["-shared", "-fPIC", "-o", &library.to_string_lossy(), &source.to_string_lossy()])?;

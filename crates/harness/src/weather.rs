@@ -208,44 +208,59 @@ impl Trial<'_> {
         Ok(None)
     }
 
-    /// A disk that fills up under a running node: writes get 507 or the node ends, and what was
-    /// acknowledged is there when there is room again.
+    /// A disk that fills up under a running node: puts get 507 and nothing else stops, a restart works,
+    /// and with room again puts are taken by themselves.
     async fn full_disk(&self) -> anyhow::Result<Case> {
         const NAME: &str = "full disk";
         let mount_point = self.folder.join("small.disk");
-        let _disk = LoopDisk::create(&self.folder.join("small.img"), &mount_point, 256 << 20)?;
+        let _disk = LoopDisk::create(&self.folder.join("small.img"), &mount_point, 320 << 20)?;
         let mut spec = self.spec("full")?;
         spec.data_dir = mount_point.join("data");
         let mut alone = Cluster::start_of(self.binary, vec![spec.clone()]).await?;
         let mut wire = Wire::new(spec.http, Duration::from_secs(5));
+        let path = |number: u32| format!("/v1/kv/key-{number}");
+        let mut acknowledged = 0u32;
+        while acknowledged < 20 {
+            ensure!(status_of(&mut wire, "PUT", &path(acknowledged)).await < 300, "a put with room on the disk");
+            acknowledged += 1;
+        }
         let ballast = mount_point.join("ballast");
         fill_disk(&ballast)?;
-        let (mut acknowledged, mut first_refusal) = (0u32, None);
-        for number in 0..3000u32 {
-            match wire.exchange("PUT", &format!("/v1/kv/key-{number}"), &[b'v'; 100_000]).await {
-                Ok(reply) if reply.status < 300 => acknowledged += 1,
-                Ok(reply) => {
-                    first_refusal = Some(format!("status {}", reply.status));
-                    break;
-                }
-                Err(error) => {
-                    first_refusal = Some(format!("the node ended ({error})"));
-                    break;
-                }
+        let mut words = Vec::new();
+        // Puts are taken until the node has looked at its disk.
+        let refused = loop {
+            match status_of(&mut wire, "PUT", &path(acknowledged)).await {
+                200..300 if acknowledged < 5_000 => acknowledged += 1,
+                status => break status,
             }
-        }
+        };
+        let mut demand = |what: &str, found: u16, wanted: u16| {
+            if found != wanted {
+                words.push(format!("{what} was answered {found}, not {wanted}"));
+            }
+        };
+        demand("a put without room", refused, 507);
+        demand("a get without room", status_of(&mut wire, "GET", &path(1)).await, 200);
+        demand("a delete without room", status_of(&mut wire, "DELETE", &path(0)).await, 200);
         alone.kill(0);
-        fs::remove_file(&ballast)?;
         alone.launch(0)?;
         alone.wait_ready(0).await?;
-        let mut wire = Wire::new(spec.http, Duration::from_secs(5));
-        for number in 0..acknowledged {
-            if !wire.get(format!("key-{number}").as_bytes(), false).await.is_ok_and(|value| value.is_some()) {
-                return Ok(Case { name: NAME, fine: false, words: format!("key-{number} was acknowledged and is lost") });
-            }
+        wire.turn_to(spec.http);
+        demand("a get after a restart without room", status_of(&mut wire, "GET", &path(1)).await, 200);
+        fs::remove_file(&ballast)?;
+        let deadline = Instant::now() + REFUSAL_TIME_MAX;
+        let mut taken = 0;
+        while taken / 100 != 2 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            taken = status_of(&mut wire, "PUT", &path(0)).await / 100 * 100;
         }
-        let words = format!("{acknowledged} writes acknowledged and kept, then {}", first_refusal.as_deref().unwrap_or("no refusal"));
-        Ok(Case { name: NAME, fine: first_refusal.is_some(), words })
+        demand("a put with room again", taken, 200);
+        for number in 0..acknowledged {
+            demand("a get at the end", status_of(&mut wire, "GET", &path(number)).await, 200);
+        }
+        let fine = words.is_empty();
+        let told = format!("{acknowledged} writes acknowledged and kept, then 507; deletes, reads and a restart went on, then puts too");
+        Ok(Case { name: NAME, fine, words: if fine { told } else { words.join("; ") } })
     }
 
     /// Root may write anywhere, so the folder lies on a file system mounted for reading.
@@ -257,6 +272,12 @@ impl Trial<'_> {
         let spec = NodeSpec { data_dir: mount_point.join("data"), ..self.spec("readonly")? };
         self.judge("data folder not writable", &spec, refused(&["read-only", "permission", "readonly.disk"])).await
     }
+}
+
+/// The status of one exchange, 0 if there was no answer; a body goes with what writes.
+async fn status_of(wire: &mut Wire, method: &str, path: &str) -> u16 {
+    let body: &[u8] = if method == "PUT" { &[b'v'; 1000] } else { b"" };
+    wire.exchange(method, path, body).await.map_or(0, |reply| reply.status)
 }
 
 /// Waits until the others hold the node for dead.

@@ -213,6 +213,10 @@ impl Request {
                 out.put_u128_le(id.0);
                 write.encode(out);
             }
+            Request::GetStale { key } => {
+                out.put_u8(6);
+                out.write_bytes(key.as_bytes());
+            }
         }
     }
 
@@ -251,6 +255,7 @@ impl Request {
                 Request::Join(join)
             }
             5 => Request::ClusterStatus,
+            6 => Request::GetStale { key: decode_key(reader)? },
             20 => {
                 Request::Increment { key: decode_key(reader)?, by: reader.u64("increment")? as i64, condition: decode_condition(reader)? }
             }
@@ -310,6 +315,11 @@ impl Reply {
                 out.put_u8(21);
                 out.put_u8(*refusal as u8);
             }
+            Reply::Stale { lag_ms, reply } => {
+                out.put_u8(10);
+                out.put_u64_le(*lag_ms);
+                reply.encode(out);
+            }
         }
     }
 
@@ -318,8 +328,20 @@ impl Reply {
     /// # Errors
     /// If the bytes are no reply.
     pub fn decode(reader: &mut Reader) -> Result<Reply> {
+        match reader.u8("reply kind")? {
+            10 => {
+                let lag_ms = reader.u64("lag")?;
+                // One inside the other has no meaning, and must not nest without a bound.
+                let reply = Box::new(Reply::decode_kind(reader.u8("stale reply kind")?, reader)?);
+                Ok(Reply::Stale { lag_ms, reply })
+            }
+            kind => Reply::decode_kind(kind, reader),
+        }
+    }
+
+    fn decode_kind(kind: u8, reader: &mut Reader) -> Result<Reply> {
         let version = |reader: &mut Reader| Ok(Version(reader.u64("version")?));
-        Ok(match reader.u8("reply kind")? {
+        Ok(match kind {
             1 => Reply::Value { version: version(reader)?, value: reader.bytes("value")? },
             2 => Reply::Absent,
             3 => Reply::Put { version: version(reader)?, created: reader.bool("created")? },

@@ -152,7 +152,7 @@ pub enum ReplyTo {
 }
 
 /// A point read that is safe to run at once: the node has shown that whatever was committed before
-/// the request is applied.
+/// the request is applied, or says how far it may be behind.
 #[derive(Debug)]
 pub struct ReadJob {
     /// Who gets the answer ([`crate::state_machine::run_read`] makes it).
@@ -163,4 +163,6 @@ pub struct ReadJob {
     pub generation: u32,
     /// The key.
     pub key: Key,
+    /// For a read that may be stale: how far behind the replica may be.
+    pub lag_ms: Option<u64>,
 }

@@ -57,10 +57,13 @@ pub enum Event {
         /// The number of the [`crate::effect::LogJob`].
         job: u64,
     },
-    /// A log job could not be written because the disk is full; nothing of it was written.
-    LogDiskFull {
-        /// The number of the [`crate::effect::LogJob`].
-        job: u64,
+    /// The log found the disk full: nothing of the job that was to be written next is there, and it is tried
+    /// again until there is room ([`Event::LogSynced`]).
+    LogDiskFull,
+    /// The room on the disk has become low, or is no longer.
+    DiskRoom {
+        /// Whether writes that need more of it must be refused.
+        is_low: bool,
     },
     /// A [`crate::effect::StoreJob`] was done.
     Store(StoreEvent),

@@ -163,7 +163,13 @@ pub struct Node {
     /// The entry being put together; kept for its memory.
     pub(crate) mutations: MutationBatch,
     pub(crate) next_tick: Instant,
+    /// Ticks since the start.
+    pub(crate) ticks: usize,
     pub(crate) shutting_down: bool,
+    /// Room on the disk is low: what needs more of it is refused.
+    pub(crate) disk_is_low: bool,
+    /// The log waits for room: nothing is proposed.
+    pub(crate) log_is_full: bool,
     pub(crate) unapplied_bytes: usize,
     pub(crate) stats: NodeStats,
 }
@@ -202,8 +208,11 @@ impl Node {
             out: Effects::default(),
             mutations: MutationBatch::new(),
             next_tick: now.instant + TICK,
+            ticks: 0,
             started: now.instant,
             shutting_down: false,
+            disk_is_low: false,
+            log_is_full: false,
             unapplied_bytes: 0,
             stats: NodeStats::default(),
             links: BTreeMap::new(),
@@ -366,12 +375,20 @@ impl Node {
             Event::LinkUp { peer } => self.handle_link_up(peer, now),
             Event::LinkDown { peer, refused } => self.handle_link_down(peer, refused, now),
             Event::LogSynced { job } => self.handle_log_synced(job, now),
-            Event::LogDiskFull { job } => {
-                // Raft was told nothing yet and must not be: without a place for its entries this
-                // process can only stop and come back with room.
-                self.out.fatal = Some(format!(
-                    "log write {job} found the disk full: free some space and start again; nothing that was acknowledged is lost"
-                ));
+            Event::LogDiskFull => {
+                self.log_is_full = true;
+                self.out
+                    .notices
+                    .push(Notice::Error("the log found the disk full: free some space; nothing is written until then".to_owned()));
+            }
+            Event::DiskRoom { is_low } => {
+                self.disk_is_low = is_low;
+                self.out.notices.push(match is_low {
+                    true => Notice::Error(
+                        "the disk is almost full: puts are refused with 507 until there is room; deletes still work".to_owned(),
+                    ),
+                    false => Notice::Info("there is room on the disk again: puts are taken".to_owned()),
+                });
             }
             Event::Store(event) => self.handle_store(event, now),
             Event::Timer => self.handle_timer(now),
@@ -436,8 +453,12 @@ impl Node {
         }
         // At most one tick a turn: after a pause the inbox is taken first, and missed ticks are not made up.
         self.next_tick = (self.next_tick + TICK).max(now.instant + TICK / 2);
+        self.ticks += 1;
         for (group, replica) in &mut self.replicas {
-            replica.group.tick();
+            match replica.ticks_to_skip.checked_sub(1) {
+                Some(left) => replica.ticks_to_skip = left,
+                None => replica.group.tick(),
+            }
             if replica.group.has_ready() || !replica.pending.is_empty() {
                 self.dirty.insert(*group);
             }

@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::replica::WaitingRead;
 use crate::request::Request;
 use flotilla_consensus::{ReadConfirm, ReadConfirmed, ReadRounds, ReadToConfirm, ResolvedRead};
-use flotilla_types::{GroupId, Instant, LogIndex, NodeId, PlantedFault};
+use flotilla_types::{GroupId, Instant, Key, LogIndex, NodeId, PlantedFault};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -145,12 +145,28 @@ impl Node {
             let place = replica.reads_at.partition_point(|(at, _)| *at <= index);
             return replica.reads_at.insert(place, (index, read));
         }
-        let job = ReadJob { to: read.waiter.to, replica: replica.key, generation: replica.generation, key: read.key };
+        let job = ReadJob { to: read.waiter.to, replica: replica.key, generation: replica.generation, key: read.key, lag_ms: None };
         self.stats.reads += 1;
+        self.run_read(job);
+    }
+
+    fn run_read(&mut self, job: ReadJob) {
         if let ReplyTo::Local(ticket) = job.to {
             self.requests.done(ticket);
         }
         self.out.reads.push(job);
+    }
+
+    /// Whether a replica here may be read as it is.
+    pub(crate) fn may_serve_stale(&self, group: GroupId) -> bool {
+        self.replicas.get(&group).is_some_and(|replica| replica.is_initialized() && !replica.diverged && replica.install.is_none())
+    }
+
+    /// Reads what the replica here has, and says how far that may be behind.
+    pub(crate) fn read_stale(&mut self, group: GroupId, to: ReplyTo, key: Key, now: Now) {
+        let Some(replica) = self.replicas.get(&group) else { return };
+        let lag_ms = now.instant.saturating_since(replica.current_at(now.instant)).as_millis() as u64;
+        self.run_read(ReadJob { to, replica: replica.key, generation: replica.generation, key, lag_ms: Some(lag_ms) });
     }
 
     /// Runs the reads that waited for what is applied by now.

@@ -100,6 +100,14 @@ pub(crate) struct Replica {
     pub(crate) checkpoints: Checkpoints,
     /// The configuration change that this leader has proposed and that is not yet committed.
     pub(crate) change_at: Option<LogIndex>,
+    /// When this replica last had all that its leader had told it was committed; before that, since when
+    /// it waits to have applied up to where.
+    current: Instant,
+    behind: Option<(LogIndex, Instant)>,
+    /// When each of the others was last heard in the present term.
+    heard: BTreeMap<ReplicaId, (Term, Instant)>,
+    /// A new leader's, so that its heartbeats go out with those of the other groups led here.
+    pub(crate) ticks_to_skip: usize,
     /// A majority's hash differs from ours: nothing is served until the replica is re-seeded.
     pub(crate) diverged: bool,
     /// When the leader's node was lost and this replica should campaign in its place.
@@ -132,6 +140,10 @@ impl Replica {
             leaderless_since: Some(now),
             checkpoints: BTreeMap::new(),
             change_at: None,
+            current: Instant::ZERO,
+            behind: None,
+            heard: BTreeMap::new(),
+            ticks_to_skip: 0,
             diverged: false,
             campaign_at: None,
             expiry: Expiry::default(),
@@ -141,6 +153,43 @@ impl Replica {
     /// Whether there is anything to read or send; a fresh replica waits for its first snapshot.
     pub(crate) fn is_initialized(&self) -> bool {
         self.applied > LogIndex(0)
+    }
+
+    /// A message of `from` was taken in.
+    pub(crate) fn note_heard(&mut self, from: ReplicaId, now: Instant) {
+        if self.is_leader() {
+            self.heard.insert(from, (self.group.term(), now));
+        } else if self.group.leader() == Some(from) && self.behind.is_none() {
+            self.behind = Some((self.group.commit(), now));
+            self.note_applied();
+        }
+    }
+
+    /// More was applied.
+    pub(crate) fn note_applied(&mut self) {
+        if let Some((_, since)) = self.behind.take_if(|(index, _)| *index <= self.applied) {
+            self.current = since;
+        }
+    }
+
+    /// The last moment at which what is applied here was known to be all that was committed.
+    pub(crate) fn current_at(&self, now: Instant) -> Instant {
+        if !self.group.serves_reads() {
+            return self.current;
+        }
+        // A leader is one as long as a quorum takes it for one.
+        let mut moments: Vec<Instant> = self.heard.values().filter(|(term, _)| *term == self.group.term()).map(|(_, at)| *at).collect();
+        moments.push(now);
+        moments.sort_unstable_by(|a, b| b.cmp(a));
+        let heard_since = |moment: Instant| {
+            move |replica: ReplicaId| {
+                replica == self.key.replica
+                    || self.heard.get(&replica).is_some_and(|(term, at)| *term == self.group.term() && *at >= moment)
+            }
+        };
+        let membership = self.group.membership();
+        let found = moments.into_iter().find(|moment| membership.is_quorum(|replica, _| heard_since(*moment)(replica)));
+        found.unwrap_or(self.current)
     }
 
     pub(crate) fn is_leader(&self) -> bool {

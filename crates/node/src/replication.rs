@@ -131,6 +131,8 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let key = replica.key;
         if let Some(snapshot) = &ready.snapshot {
+            // What gathers must come to the store before the switch, not be answered with what comes after it.
+            self.apply.hurry();
             // Decision 8: announce, switch, record; everything else of this Ready waits.
             let incoming = replica.incoming.take();
             let Some((incoming, state)) = incoming.and_then(|incoming| incoming.complete_at(snapshot.index).map(|state| (incoming, state)))
@@ -188,6 +190,7 @@ impl Node {
 
     pub(crate) fn handle_log_synced(&mut self, job: u64, _now: Now) {
         self.log.synced = self.log.synced.max(job);
+        self.log_is_full = false;
         while let Some((_, held)) = self.log.under_way.pop_front_if(|(number, _)| *number <= job) {
             for Held { replica: key, number, messages, install } in held {
                 let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { continue };
@@ -290,8 +293,9 @@ impl Node {
             return; // Comes only with the last of its rows.
         }
         self.dirty.insert(group);
+        let sender = message.from();
         match replica.group.step(message) {
-            Ok(()) => {}
+            Ok(()) => replica.note_heard(sender, now.instant),
             // Something that this replica had acknowledged is gone: it must not vote on what is left.
             Err(error @ (StepError::CommitPastEnd { .. } | StepError::Diverged { .. })) => {
                 self.stop_replica(key, &StopReason::Damaged(error.to_string()))
@@ -382,6 +386,7 @@ impl Node {
         }
         assert!(index >= replica.applied, "{key} was applied backwards, from {} to {index}", replica.applied);
         replica.applied = index;
+        replica.note_applied();
         while let Some((_, bytes)) = replica.applying.pop_front_if(|(last, _)| *last <= index) {
             self.unapplied_bytes -= bytes;
             self.supervision.applied_bytes += bytes;
@@ -503,6 +508,11 @@ impl Node {
             self.drop_transfers_of(group);
         }
         if leader == Some(me) {
+            // One frame and one wake-up for the heartbeats of all groups, instead of one each.
+            let interval = self.config.group.heartbeat_ticks;
+            if let Some(replica) = self.replicas.get_mut(&group) {
+                replica.ticks_to_skip = (interval - self.ticks % interval) % interval;
+            }
             // What it gathered as a follower its clients wait for now.
             self.apply.hurry();
             self.stats.elections_won += 1;

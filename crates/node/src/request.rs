@@ -16,6 +16,11 @@ pub enum Request {
         /// The key.
         key: Key,
     },
+    /// Read a key from any replica, however far behind it is: [`Reply::Stale`].
+    GetStale {
+        /// The key.
+        key: Key,
+    },
     /// Write a key if the condition holds.
     Put {
         /// The key.
@@ -89,6 +94,13 @@ pub enum Reply {
     },
     /// There is no such key.
     Absent,
+    /// What a replica has that may be behind.
+    Stale {
+        /// How long ago it had applied all that a leader confirmed by a majority had told it was committed.
+        lag_ms: u64,
+        /// The value, or its absence.
+        reply: Box<Reply>,
+    },
     /// The write happened.
     Put {
         /// The version it gave the key.
@@ -234,14 +246,18 @@ impl Request {
     pub fn is_write(&self) -> bool {
         match self {
             Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => true,
-            Request::Get { .. } | Request::Join(_) | Request::ClusterStatus => false,
+            Request::Get { .. } | Request::GetStale { .. } | Request::Join(_) | Request::ClusterStatus => false,
         }
     }
 
     /// The key it is about, if it is about one.
     pub fn key(&self) -> Option<&Key> {
         match self {
-            Request::Get { key } | Request::Put { key, .. } | Request::Delete { key, .. } | Request::Increment { key, .. } => Some(key),
+            Request::Get { key }
+            | Request::GetStale { key }
+            | Request::Put { key, .. }
+            | Request::Delete { key, .. }
+            | Request::Increment { key, .. } => Some(key),
             Request::Idempotent { write, .. } => write.key(),
             Request::Join(_) | Request::ClusterStatus => None,
         }
@@ -251,7 +267,9 @@ impl Request {
     pub fn bytes(&self) -> usize {
         match self {
             Request::Put { key, value, .. } => key.as_bytes().len() + value.len(),
-            Request::Get { key } | Request::Delete { key, .. } | Request::Increment { key, .. } => key.as_bytes().len(),
+            Request::Get { key } | Request::GetStale { key } | Request::Delete { key, .. } | Request::Increment { key, .. } => {
+                key.as_bytes().len()
+            }
             Request::Idempotent { write, .. } => size_of::<Request>() + write.bytes(),
             Request::Join(_) | Request::ClusterStatus => 256,
         }

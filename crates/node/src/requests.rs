@@ -106,6 +106,14 @@ impl Node {
     /// Brings a request to its shard's leader, here or elsewhere, or parks it until one is known.
     fn route(&mut self, ticket: Ticket, request: Request, expires: Instant, now: Now) {
         let group = request.key().map_or(GroupId::CONTROL, |key| self.group_of(key));
+        if let Request::GetStale { key } = &request {
+            if self.may_serve_stale(group) {
+                return self.read_stale(group, ReplyTo::Local(ticket), key.clone(), now);
+            }
+            if let Some(node) = self.leader_of(group).filter(|node| self.link_is_up(*node)).or_else(|| self.next_to_ask(group, NodeId(0))) {
+                return self.forward(ticket, node, group, request, expires, now);
+            }
+        }
         if self.replicas.get(&group).is_some_and(|replica| replica.is_leader() && !replica.group.is_transferring()) {
             return self.accept(group, Waiter { to: ReplyTo::Local(ticket), expires }, request, now);
         }
@@ -157,10 +165,19 @@ impl Node {
                 replica.reads_new.push(WaitingRead { waiter, key });
                 self.reading.waiting.insert(group);
             }
+            // Any replica serves it, unless it is not whole: then another is asked.
+            Request::GetStale { .. } => {
+                self.refuse(waiter.to, FailureReason::NoQuorum, "the shard's replica here is being replaced: ask another node")
+            }
             Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => {
                 if replica.diverged {
                     let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
+                }
+                if self.log_is_full || (self.disk_is_low && matches!(request, Request::Put { .. })) {
+                    self.stats.refused += 1;
+                    let detail = "the disk of the shard's leader is full: free some space there, or delete keys";
+                    return self.refuse(waiter.to, FailureReason::DiskFull, detail);
                 }
                 if writes_refused || replica.pending_bytes > PENDING_BYTES_MAX {
                     self.stats.refused += 1;
@@ -185,6 +202,12 @@ impl Node {
     pub(crate) fn handle_forward(&mut self, from: NodeId, forward: Forward, now: Now) {
         let Forward { id, expires_in_ms, group, term, request } = forward;
         let to = ReplyTo::Peer { node: from, id };
+        if let Request::GetStale { key } = &request
+            && self.may_serve_stale(group)
+        {
+            self.stats.served_for_peers += 1;
+            return self.read_stale(group, to, key.clone(), now);
+        }
         let Some(replica) =
             self.replicas.get(&group).filter(|replica| replica.is_leader() && !replica.group.is_transferring() && !self.shutting_down)
         else {

@@ -172,12 +172,16 @@ pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> Reply {
         let detail = "the shard's replica on this node was replaced or moved away: ask again";
         return Reply::Failed(Failure::not_applied(FailureReason::NoQuorum, detail));
     }
-    match found {
+    let reply = match found {
         Ok(Some((version, value))) => Reply::Value { version, value },
         Ok(None) => Reply::Absent,
         Err(error) => {
             let detail = format!("reading {} from {}: {}", job.key, job.replica, describe(&error));
-            Reply::Failed(Failure::not_applied(FailureReason::Damaged, detail))
+            return Reply::Failed(Failure::not_applied(FailureReason::Damaged, detail));
         }
+    };
+    match job.lag_ms {
+        Some(lag_ms) => Reply::Stale { lag_ms, reply: Box::new(reply) },
+        None => reply,
     }
 }

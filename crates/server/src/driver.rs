@@ -6,6 +6,7 @@
 //! write is under way they go on gathering for the next one, for a moment at most: a turn that cannot
 //! be made durable yet would only cost a write, wake-ups and frames of its own.
 
+use crate::disk_room::DiskRoom;
 use crate::handle::{NodeHandle, Shared};
 use crate::mailbox::Report;
 use crate::threads::{LogThread, Readers, StoreThread};
@@ -36,6 +37,7 @@ pub(crate) struct Driver<S> {
     log: LogThread,
     store: StoreThread,
     readers: Readers<S>,
+    room: DiskRoom,
     /// Kept between turns for their memory.
     reports: Vec<Report>,
     events: VecDeque<Event>,
@@ -46,8 +48,18 @@ pub(crate) struct Driver<S> {
 
 impl<S: StateStore> Driver<S> {
     /// A loop that has not turned yet.
-    pub(crate) fn new(handle: &NodeHandle, log: LogThread, store: StoreThread, readers: Readers<S>) -> Driver<S> {
-        Driver { shared: Rc::clone(&handle.0), log, store, readers, reports: Vec::new(), events: VecDeque::new(), log_sent: 0, log_done: 0 }
+    pub(crate) fn new(handle: &NodeHandle, log: LogThread, store: StoreThread, readers: Readers<S>, room: DiskRoom) -> Driver<S> {
+        Driver {
+            shared: Rc::clone(&handle.0),
+            log,
+            store,
+            readers,
+            room,
+            reports: Vec::new(),
+            events: VecDeque::new(),
+            log_sent: 0,
+            log_done: 0,
+        }
     }
 
     /// Turns until the process must end: the reason. Dropping the future between two turns is fine.
@@ -104,7 +116,7 @@ impl<S: StateStore> Driver<S> {
         for report in reports.drain(..) {
             match report {
                 Report::Event(event) => {
-                    if let Event::LogSynced { job } | Event::LogDiskFull { job } = &event {
+                    if let Event::LogSynced { job } = &event {
                         self.log_done = *job;
                     }
                     count += 1;
@@ -188,8 +200,11 @@ impl<S: StateStore> Driver<S> {
         }
     }
 
-    /// Looks for threads that are stuck and answers that never came.
-    fn inspect(&self) -> Result<(), String> {
+    /// Looks for room on the disk, threads that are stuck and answers that never came.
+    fn inspect(&mut self) -> Result<(), String> {
+        if let Some(is_low) = self.room.look() {
+            self.shared.inbox.push(Event::DiskRoom { is_low });
+        }
         let now = self.shared.clock.instant();
         for (what, watch) in [("log", self.log.watch()), ("apply", self.store.watch())] {
             let busy = watch.busy(now);

@@ -12,6 +12,7 @@ mod backend;
 pub mod clock;
 pub mod config;
 pub mod data_dir;
+mod disk_room;
 mod driver;
 pub mod error;
 mod file_limit;

@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::config::{Limits, ServerConfig};
 use crate::data_dir::{self, DataDir, DataDirError};
+use crate::disk_room::DiskRoom;
 use crate::driver::Driver;
 use crate::error::chain;
 use crate::handle::{DoorLimits, DriverStats, NodeHandle, Shared};
@@ -183,7 +184,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         links: links.clone(),
         stats: Cell::new(DriverStats::default()),
     }));
-    let mut driver = Driver::new(&handle, log, store, readers);
+    let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()));
 
     let listening = tokio::task::spawn_local(peer::listen(links.clone(), peer_listener));
     let (close_door, door_closes) = oneshot::channel::<()>();

@@ -164,6 +164,9 @@ fn three_nodes_become_one_cluster_that_survives_one_of_them() {
             assert_eq!(third.ask_until(200, "GET", &format!("/v1/kv/{key}"), "").await, key);
         }
         third.stop().await;
+        // The last one alone has no majority, and says what it has only to whom that is good enough.
+        assert_eq!(second.ask("GET", "/v1/kv/a?timeout=1500ms", "").await.0, 503);
+        assert_eq!(second.ask("GET", "/v1/kv/a?consistency=stale", "").await, (200, "a".to_owned()));
         second.stop().await;
     });
 }

@@ -13,7 +13,6 @@
 
 use super::change::Overlaid;
 use super::expiry::ExpirySweep;
-use super::head_cache::HeadCache;
 use super::idempotency::IdempotencyTable;
 use super::mutation::{Mutation, MutationError, Mutations};
 use super::rows::RowWriter;
@@ -193,7 +192,6 @@ pub struct Applier<S: StateStore> {
     damaged: Vec<(ReplicaKey, String)>,
     writer: RowWriter,
     overlay: BTreeMap<Key, Overlaid>,
-    heads: HeadCache,
     row_key: Vec<u8>,
     pub(super) faults: StateMachineFaults,
 }
@@ -268,7 +266,6 @@ impl<S: StateStore> Applier<S> {
             damaged,
             writer: RowWriter::default(),
             overlay: BTreeMap::new(),
-            heads: HeadCache::new(),
             row_key: Vec::new(),
             faults,
         };
@@ -365,7 +362,6 @@ impl<S: StateStore> Applier<S> {
             store: &self.store,
             writer: &mut self.writer,
             overlay: &mut self.overlay,
-            heads: &mut self.heads,
             row_key: &mut self.row_key,
             conditions_ignored: self.faults.conditions_ignored,
             seen_twice: false,
@@ -462,7 +458,6 @@ pub(super) struct Work<'a, S> {
     pub(super) store: &'a S,
     pub(super) writer: &'a mut RowWriter,
     pub(super) overlay: &'a mut BTreeMap<Key, Overlaid>,
-    pub(super) heads: &'a mut HeadCache,
     pub(super) row_key: &'a mut Vec<u8>,
     pub(super) conditions_ignored: bool,
     /// Whether a key was written twice, so that the batch may hold a row twice.

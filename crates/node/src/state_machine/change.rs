@@ -1,8 +1,8 @@
 //! What each mutation does to its key: the part of the applier that reads what is there, decides, and
 //! writes rows and counters.
 //!
-//! What a key is at this point of a job is looked up in three places: the overlay of what the job has
-//! changed (it is not in the store yet), the cache of what keys were at their last write, and the store.
+//! What a key is at this point of a job is looked up in two places: the overlay of what the job has changed, which
+//! is not in the store yet, and the store.
 
 use super::apply::{EntryError, Live, MutationResult, StopReason, Work};
 use super::rows::KeyHead;
@@ -124,7 +124,7 @@ impl<S: StateStore> Work<'_, S> {
         let state = &mut live.state;
         state.keys = count_down(state.keys, keys)? + 1;
         state.bytes = count_down(state.bytes, bytes)? + key.as_bytes().len() as u64 + u64::from(head.value_bytes);
-        self.remember(live, key, Overlaid { head: Some(head), integer: integer_of(value) });
+        self.remember(key, Overlaid { head: Some(head), integer: integer_of(value) });
         Ok(head)
     }
 
@@ -138,7 +138,7 @@ impl<S: StateStore> Work<'_, S> {
         let state = &mut live.state;
         state.keys = count_down(state.keys, keys)?;
         state.bytes = count_down(state.bytes, bytes)?;
-        self.remember(live, key, Overlaid { head: None, integer: None });
+        self.remember(key, Overlaid { head: None, integer: None });
         Ok(())
     }
 
@@ -150,42 +150,24 @@ impl<S: StateStore> Work<'_, S> {
 
     /// What the key is at this point of the job, apart from its value.
     fn head(&mut self, live: &Live, key: &Key) -> Result<Option<KeyHead>, StoreError> {
-        if let Some(overlaid) = self.overlay.get(key) {
-            return Ok(overlaid.head);
-        }
-        self.set_row_key(live, key);
-        match self.heads.get(self.row_key) {
-            Some(head) => Ok(head),
-            None => Ok(self.stored()?.head),
-        }
+        Ok(self.present(live, key)?.head)
     }
 
-    /// What the key is at this point of the job. The cache knows no values.
+    /// What the key is at this point of the job. A value in chunks is longer than any integer.
     fn present(&mut self, live: &Live, key: &Key) -> Result<Overlaid, StoreError> {
         if let Some(overlaid) = self.overlay.get(key) {
             return Ok(*overlaid);
         }
-        self.set_row_key(live, key);
-        self.stored()
-    }
-
-    /// What the store has under `row_key`. A value in chunks is longer than any integer.
-    fn stored(&self) -> Result<Overlaid, StoreError> {
+        self.row_key.clear();
+        self.row_key.extend_from_slice(&live.prefix);
+        self.row_key.push(RowKind::Key as u8);
+        self.row_key.extend_from_slice(key.as_bytes());
         let Some(row) = self.store.get(self.row_key)? else { return Ok(Overlaid { head: None, integer: None }) };
         let (head, value) = KeyHead::decode(&self.row_key[GENERATION_PREFIX_BYTES..], row)?;
         Ok(Overlaid { head: Some(head), integer: integer_of(&value) })
     }
 
-    fn set_row_key(&mut self, live: &Live, key: &Key) {
-        self.row_key.clear();
-        self.row_key.extend_from_slice(&live.prefix);
-        self.row_key.push(RowKind::Key as u8);
-        self.row_key.extend_from_slice(key.as_bytes());
-    }
-
-    fn remember(&mut self, live: &Live, key: Key, now: Overlaid) {
-        self.set_row_key(live, &key);
-        self.heads.put(self.row_key, now.head);
+    fn remember(&mut self, key: Key, now: Overlaid) {
         self.seen_twice |= self.overlay.insert(key, now).is_some();
     }
 }

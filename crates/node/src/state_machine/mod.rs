@@ -16,7 +16,6 @@ pub mod apply;
 mod change;
 pub mod expiry;
 pub mod generation;
-mod head_cache;
 mod idempotency;
 pub mod mutation;
 pub mod read;

@@ -3,13 +3,14 @@
 use super::body::AnswerBody;
 use bytes::Bytes;
 use flotilla_api::http::write_etag;
-use flotilla_api::{ErrorCode, OUTCOME_HEADER, PROBLEM_CONTENT_TYPE, Problem};
+use flotilla_api::{ErrorCode, LAG_HEADER, OUTCOME_HEADER, PROBLEM_CONTENT_TYPE, Problem};
 use flotilla_node::request::{Failure, FailureReason};
 use flotilla_types::{Outcome, Version};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
 const OUTCOME: HeaderName = HeaderName::from_static(OUTCOME_HEADER);
+const LAG: HeaderName = HeaderName::from_static(LAG_HEADER);
 
 /// An answer before it is one of hyper's.
 pub(super) struct Answer {
@@ -20,6 +21,8 @@ pub(super) struct Answer {
     /// Whether a write happened, if this answer is an error to one.
     pub(super) outcome: Option<Outcome>,
     pub(super) allow: Option<&'static str>,
+    /// How far the replica that was read may be behind.
+    pub(super) lag_ms: Option<u64>,
     pub(super) retry_after_seconds: Option<u32>,
     /// The connection cannot be used again.
     pub(super) close: bool,
@@ -38,6 +41,7 @@ impl Answer {
             etag: None,
             outcome: None,
             allow: None,
+            lag_ms: None,
             retry_after_seconds: None,
             close: false,
         }
@@ -95,6 +99,9 @@ impl Answer {
         }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Some(lag_ms) = self.lag_ms {
+            headers.insert(LAG, HeaderValue::from(lag_ms));
         }
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

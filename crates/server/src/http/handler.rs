@@ -101,10 +101,11 @@ impl<B: Backend> Exchange<'_, B> {
             Route::KvGet(key) => {
                 let key = decode_key(key)?;
                 let (condition, timeout) = (self.condition()?, query.timeout()?);
-                if query.consistency()? == Consistency::Stale {
-                    return Err(not_built("?consistency=stale"));
-                }
-                Ok(read_answer(self.door.backend.request(NodeRequest::Get { key }, timeout).await, &condition))
+                let request = match query.consistency()? {
+                    Consistency::Linearizable => NodeRequest::Get { key },
+                    Consistency::Stale => NodeRequest::GetStale { key },
+                };
+                Ok(read_answer(self.door.backend.request(request, timeout).await, &condition))
             }
             Route::KvPut(key) => {
                 let key = decode_key(key)?;
@@ -231,6 +232,7 @@ impl<B: Backend> Exchange<'_, B> {
 
 fn read_answer(reply: Reply, condition: &Condition) -> Answer {
     match reply {
+        Reply::Stale { lag_ms, reply } => Answer { lag_ms: Some(lag_ms), ..read_answer(*reply, condition) },
         Reply::Value { version, value } => {
             // RFC 9110, section 13.2.2: `If-Match` first.
             let if_match = Condition { if_match: condition.if_match.clone(), if_none_match: None };

@@ -2,9 +2,9 @@
 //!
 //! All waiting jobs are appended, then synced once if any of them asks for it, then the last one's
 //! number is reported: it stands for all before it. When no job comes for a while, the log is sealed,
-//! so that the last batch counts as synced too. An append that finds the disk full is reported and
-//! leaves the log as it was; any other error ends the process and is never retried: after a failed
-//! sync nobody knows what is on disk.
+//! so that the last batch counts as synced too. An append that finds the disk full is reported, leaves
+//! the log as it was and is tried again until there is room; any other error ends the process and is
+//! never retried: after a failed sync nobody knows what is on disk.
 
 use super::{Watch, spawn};
 use crate::clock::Clock;
@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// A queue without jobs for this long is idle.
 const IDLE_TIME: Duration = Duration::from_millis(20);
+/// How long a log that found the disk full waits before it looks again.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
 
 /// The loop's end of the log thread.
 pub(crate) struct LogThread {
@@ -69,10 +71,16 @@ impl Drop for LogThread {
 fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, clock: &Clock, mailbox: &Mailbox) -> Result<(), LogError> {
     let mut jobs = VecDeque::new();
     let mut unsealed = false;
+    // Why the first of `jobs` could not be written.
+    let mut full: Option<LogError> = None;
+    let mut was_full = false;
     loop {
-        match queue.take_all(&mut jobs, unsealed.then_some(IDLE_TIME)) {
-            Waited::Jobs => {}
-            Waited::Idle | Waited::Closed if unsealed => {
+        let patience = if full.is_some() { Some(FULL_PAUSE) } else { unsealed.then_some(IDLE_TIME) };
+        match (queue.take_all(&mut jobs, patience), full.take()) {
+            (Waited::Jobs, _) => {}
+            (Waited::Idle, Some(_)) => {}
+            (Waited::Closed, Some(error)) => return Err(error),
+            (Waited::Idle | Waited::Closed, None) if unsealed => {
                 watch.begin(clock);
                 // A seal that finds no room is left out: it only narrows what a crash may cut.
                 match log.seal() {
@@ -82,20 +90,22 @@ fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, cloc
                 watch.end();
                 continue;
             }
-            Waited::Idle => continue,
-            Waited::Closed => return Ok(()),
+            (Waited::Idle, None) => continue,
+            (Waited::Closed, None) => return Ok(()),
         }
         watch.begin(clock);
-        let (mut last, mut must_sync, mut full) = (None, false, None);
-        for job in jobs.drain(..) {
+        let (mut last, mut must_sync) = (None, false);
+        // Later jobs build on earlier ones: what finds no room holds up all that is behind it.
+        while let Some(job) = jobs.front() {
             match log.append(&job.batch) {
                 Ok(()) => (last, must_sync) = (Some(job.number), must_sync || job.must_sync),
                 Err(error) if error.is_disk_full() => {
-                    full = Some(job.number);
+                    full = Some(error);
                     break;
                 }
                 Err(error) => return Err(error),
             }
+            jobs.pop_front();
         }
         if let Some(job) = last {
             if must_sync {
@@ -104,11 +114,11 @@ fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, cloc
             }
             mailbox.post(Report::Event(Event::LogSynced { job }));
         }
-        if let Some(job) = full {
-            // Later jobs build on this one: none of them is written.
-            mailbox.post(Report::Event(Event::LogDiskFull { job }));
-        }
         watch.end();
+        if full.is_some() && !was_full {
+            mailbox.post(Report::Event(Event::LogDiskFull));
+        }
+        was_full = full.is_some();
     }
 }
 
