@@ -20,15 +20,28 @@ fn batch(writes: &[(&str, Option<&str>)]) -> WriteBatch {
 }
 
 fn scan<V: StoreView>(view: &V, from: &str, to: &str, count: usize) -> String {
-    let mut seen = String::new();
-    let mut left = count;
-    view.scan(from.as_bytes(), to.as_bytes(), &mut |key, value| {
-        seen += &format!("{}={} ", key.escape_ascii(), value.escape_ascii());
-        left -= 1;
-        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
-    .unwrap();
-    seen
+    let mut seen = Seen { text: String::new(), left: count };
+    view.scan(from.as_bytes(), to.as_bytes(), &mut |key, value| seen.visit(key, value)).unwrap();
+    seen.text
+}
+
+fn scan_back<V: StoreView>(view: &V, from: &str, to: &str, count: usize) -> String {
+    let mut seen = Seen { text: String::new(), left: count };
+    view.scan_back(from.as_bytes(), to.as_bytes(), &mut |key, value| seen.visit(key, value)).unwrap();
+    seen.text
+}
+
+struct Seen {
+    text: String,
+    left: usize,
+}
+
+impl Seen {
+    fn visit(&mut self, key: &[u8], value: &[u8]) -> ControlFlow<()> {
+        self.text += &format!("{}={} ", key.escape_ascii(), value.escape_ascii());
+        self.left -= 1;
+        if self.left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 fn check_contract<S: StateStore>(store: &S) {
@@ -44,6 +57,9 @@ fn check_contract<S: StateStore>(store: &S) {
     assert_eq!(scan(&store.view().unwrap(), "b", "d", 9), "b=3 c= ", "the end is not included");
     assert_eq!(scan(&store.view().unwrap(), "a", "z", 2), "b=3 c= ", "a visit may end it");
     assert_eq!(scan(&store.view().unwrap(), "z", "a", 9), "", "a range may be empty");
+    assert_eq!(scan_back(&store.view().unwrap(), "b", "d", 9), "c= b=3 ", "backwards the bounds are the same");
+    assert_eq!(scan_back(&store.view().unwrap(), "a", "z", 2), "d=4 c= ");
+    assert_eq!(scan_back(&store.view().unwrap(), "z", "a", 9), "");
     store.persist().unwrap();
 
     let mut twice = batch(&[("e", Some("1")), ("f", Some("1")), ("e", None), ("f", Some("2")), ("g", None), ("g", Some("3"))]);

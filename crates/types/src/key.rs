@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use std::fmt;
+use std::ops::Range;
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 4096;
@@ -79,7 +80,7 @@ impl Key {
 
     /// The slot the key hashes to.
     pub fn slot(&self) -> Slot {
-        Slot(crc16(hashed_part(&self.0)) % SLOT_COUNT as u16)
+        crc16_slot(hashed_part(&self.0))
     }
 }
 
@@ -128,11 +129,20 @@ impl Condition {
 
 /// What of the key is hashed: the inside of the first `{...}` if it is not empty, else all.
 fn hashed_part(key: &[u8]) -> &[u8] {
-    let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
-    match key[open + 1..].iter().position(|&b| b == b'}') {
-        Some(length) if length > 0 => &key[open + 1..open + 1 + length],
-        _ => key,
-    }
+    hash_tag(key).map_or(key, |tag| &key[tag])
+}
+
+/// Where the hash tag of all keys that begin with `prefix` stands in it, without its braces; `None` if
+/// they have none, or do not share it.
+pub(crate) fn hash_tag(prefix: &[u8]) -> Option<Range<usize>> {
+    let first = prefix.iter().position(|&b| b == b'{')? + 1;
+    let length = prefix[first..].iter().position(|&b| b == b'}').filter(|length| *length > 0)?;
+    Some(first..first + length)
+}
+
+/// The slot of what is hashed of a key.
+pub(crate) fn crc16_slot(hashed: &[u8]) -> Slot {
+    Slot(crc16(hashed) % SLOT_COUNT as u16)
 }
 
 /// CRC-16/XMODEM, as the Redis Cluster specification gives it (appendix A).

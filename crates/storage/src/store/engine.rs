@@ -122,14 +122,25 @@ impl StoreView for EngineView {
         if from >= to {
             return Ok(());
         }
-        for row in self.snapshot.range(&self.rows, from..to) {
-            let (key, value) = row.into_inner().map_err(|error| store_error("reading rows", error))?;
-            if visit(&key, &value).is_break() {
-                break;
-            }
-        }
-        Ok(())
+        visit_rows(self.snapshot.range(&self.rows, from..to), visit)
     }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError> {
+        if from >= to {
+            return Ok(());
+        }
+        visit_rows(self.snapshot.range(&self.rows, from..to).rev(), visit)
+    }
+}
+
+fn visit_rows(rows: impl Iterator<Item = fjall::Guard>, visit: RowVisitor<'_>) -> Result<(), StoreError> {
+    for row in rows {
+        let (key, value) = row.into_inner().map_err(|error| store_error("reading rows", error))?;
+        if visit(&key, &value).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Sorts the engine's errors by what the caller must do about them.

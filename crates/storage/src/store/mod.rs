@@ -113,6 +113,12 @@ pub trait StoreView: Send + 'static {
     /// # Errors
     /// If a row cannot be read or is damaged.
     fn scan(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError>;
+
+    /// Visits the same rows as [`StoreView::scan`], the last first.
+    ///
+    /// # Errors
+    /// If a row cannot be read or is damaged.
+    fn scan_back(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError>;
 }
 
 impl WriteBatch {

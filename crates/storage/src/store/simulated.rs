@@ -9,6 +9,7 @@ use bytes::Bytes;
 use flotilla_types::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 type Rows = BTreeMap<Bytes, Bytes>;
@@ -234,14 +235,26 @@ impl StoreView for SimulatedView {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError> {
-        if from >= to {
-            return Ok(());
-        }
-        for (key, value) in self.0.range::<[u8], _>((std::ops::Bound::Included(from), std::ops::Bound::Excluded(to))) {
-            if visit(key, value).is_break() {
-                break;
-            }
-        }
-        Ok(())
+        visit_rows(self.range(from, to), visit)
     }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError> {
+        visit_rows(self.range(from, to).rev(), visit)
+    }
+}
+
+impl SimulatedView {
+    /// The rows of a range; an empty one if `to` does not lie behind `from`.
+    fn range(&self, from: &[u8], to: &[u8]) -> impl DoubleEndedIterator<Item = (&Bytes, &Bytes)> {
+        self.0.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to.max(from))))
+    }
+}
+
+fn visit_rows<'a>(rows: impl Iterator<Item = (&'a Bytes, &'a Bytes)>, visit: RowVisitor<'_>) -> Result<(), StoreError> {
+    for (key, value) in rows {
+        if visit(key, value).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
