@@ -3,8 +3,9 @@
 //! Each begins with a kind byte; what follows is fixed by the kind. Values and Raft entries come out
 //! of decoding as slices of the frame that held them.
 
-use crate::message::{Forward, PeerMessage};
+use crate::message::{Forward, PeerMessage, ScanForward};
 use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, RequestId, WriteRefusal};
+use crate::scan::{ScanAsk, ScanPage, ScanPart};
 use bytes::{BufMut, BytesMut};
 use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
 use flotilla_types::wire::{DecodeError, Reader, Write};
@@ -98,6 +99,23 @@ impl PeerMessage {
                 out.put_u8(14);
                 out.put_u64_le(*epoch);
             }
+            PeerMessage::Scan(ScanForward { number, expires_in_ms, groups, ask }) => {
+                out.put_u8(15);
+                out.put_u64_le(*number);
+                out.put_u32_le(*expires_in_ms);
+                out.put_u32_le(groups.len() as u32);
+                groups.iter().for_each(|group| out.put_u32_le(group.0));
+                ask.encode(out);
+            }
+            PeerMessage::ScanPart { number, answer } => {
+                out.put_u8(16);
+                out.put_u64_le(*number);
+                out.write_bool(answer.is_ok());
+                match answer {
+                    Ok(part) => part.encode(out),
+                    Err(failure) => encode_failure(failure, out),
+                }
+            }
             PeerMessage::Clock { wall } => {
                 out.put_u8(20);
                 out.put_u64_le(wall.0);
@@ -169,6 +187,19 @@ impl PeerMessage {
             },
             13 => PeerMessage::Diverged { group: group(reader)?, replica: replica(reader)?, index: LogIndex(reader.u64("index")?) },
             14 => PeerMessage::ControlEpoch { epoch: reader.u64("epoch")? },
+            15 => PeerMessage::Scan(ScanForward {
+                number: reader.u64("scan number")?,
+                expires_in_ms: reader.u32("scan expiry")?,
+                groups: {
+                    let count = reader.count(4, "groups")?;
+                    (0..count).map(|_| group(reader)).collect::<Result<_>>()?
+                },
+                ask: ScanAsk::decode(reader)?,
+            }),
+            16 => PeerMessage::ScanPart {
+                number: reader.u64("scan number")?,
+                answer: if reader.bool("scan answer")? { Ok(ScanPart::decode(reader)?) } else { Err(decode_failure(reader)?) },
+            },
             20 => PeerMessage::Clock { wall: Timestamp(reader.u64("wall clock")?) },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),
         })
@@ -217,6 +248,10 @@ impl Request {
                 out.put_u8(6);
                 out.write_bytes(key.as_bytes());
             }
+            Request::Scan(ask) => {
+                out.put_u8(16);
+                ask.encode(out);
+            }
         }
     }
 
@@ -259,6 +294,7 @@ impl Request {
             20 => {
                 Request::Increment { key: decode_key(reader)?, by: reader.u64("increment")? as i64, condition: decode_condition(reader)? }
             }
+            16 => Request::Scan(ScanAsk::decode(reader)?),
             other => return Err(DecodeError::Invalid("request kind", u64::from(other))),
         })
     }
@@ -302,9 +338,11 @@ impl Reply {
             }
             Reply::Failed(failure) => {
                 out.put_u8(9);
-                out.put_u8(failure.reason as u8);
-                out.write_bool(failure.outcome == Outcome::Unknown);
-                out.write_bytes(failure.detail.as_bytes());
+                encode_failure(failure, out);
+            }
+            Reply::Page(page) => {
+                out.put_u8(16);
+                page.encode(out);
             }
             Reply::Incremented { value, version } => {
                 out.put_u8(20);
@@ -350,16 +388,27 @@ impl Reply {
             6 => Reply::Joined { state: reader.bytes("control state")? },
             7 => Reply::NameTaken { holder: NodeId(reader.u64("holder")?), alive: reader.bool("alive")? },
             8 => Reply::Status(reader.bytes("status")?),
-            9 => Reply::Failed(Failure {
-                reason: decode_reason(reader.u8("failure reason")?)?,
-                outcome: if reader.bool("outcome")? { Outcome::Unknown } else { Outcome::NotApplied },
-                detail: String::from_utf8_lossy(&reader.bytes("detail")?).into_owned(),
-            }),
+            9 => Reply::Failed(decode_failure(reader)?),
             20 => Reply::Incremented { value: reader.u64("sum")? as i64, version: version(reader)? },
             21 => Reply::Refused(WriteRefusal::from_byte(reader.u8("refusal")?)?),
+            16 => Reply::Page(ScanPage::decode(reader)?),
             other => return Err(DecodeError::Invalid("reply kind", u64::from(other))),
         })
     }
+}
+
+fn encode_failure(failure: &Failure, out: &mut BytesMut) {
+    out.put_u8(failure.reason as u8);
+    out.write_bool(failure.outcome == Outcome::Unknown);
+    out.write_bytes(failure.detail.as_bytes());
+}
+
+fn decode_failure(reader: &mut Reader) -> Result<Failure> {
+    Ok(Failure {
+        reason: decode_reason(reader.u8("failure reason")?)?,
+        outcome: if reader.bool("outcome")? { Outcome::Unknown } else { Outcome::NotApplied },
+        detail: String::from_utf8_lossy(&reader.bytes("detail")?).into_owned(),
+    })
 }
 
 fn decode_reason(byte: u8) -> Result<FailureReason> {
@@ -370,7 +419,7 @@ fn decode_reason(byte: u8) -> Result<FailureReason> {
         .ok_or(DecodeError::Invalid("failure reason", u64::from(byte)))
 }
 
-fn decode_key(reader: &mut Reader) -> Result<Key> {
+pub(crate) fn decode_key(reader: &mut Reader) -> Result<Key> {
     let bytes = reader.bytes("key")?;
     let length = bytes.len() as u64;
     Key::new(bytes).map_err(|_| DecodeError::Invalid("key length", length))

@@ -3,10 +3,11 @@
 use crate::event::Ticket;
 use crate::message::PeerMessage;
 use crate::request::Reply;
+use crate::scan::ScanJob;
 use crate::state_machine::{GroupApply, ReplicaState};
 use bytes::Bytes;
 use flotilla_storage::log::LogBatch;
-use flotilla_types::{Key, NodeId, ReplicaKey, Timestamp};
+use flotilla_types::{GroupId, Key, NodeId, ReplicaKey, Timestamp};
 
 /// What one turn of the loop produced. Order within each list is kept by the world; the lists do not
 /// wait for each other (whatever must wait for a sync is held back by the node itself).
@@ -22,6 +23,8 @@ pub struct Effects {
     pub store: Vec<StoreJob>,
     /// Point reads that may run now, in any order, on any thread.
     pub reads: Vec<ReadJob>,
+    /// Scans that may run now, in any order, on any thread but the loop's; answered by [`crate::Event::Scanned`].
+    pub scans: Vec<ScanJob>,
     /// The peers to be linked with, when they changed: node and HOST:PORT.
     pub peers: Option<Vec<(NodeId, String)>>,
     /// For the operator's eyes: one line each.
@@ -148,6 +151,13 @@ pub enum ReplyTo {
         node: NodeId,
         /// Its number for the request.
         id: u64,
+    },
+    /// To a part of a scan that this node serves. Inside the node only: no effect bears it.
+    ScanPart {
+        /// The part.
+        part: u64,
+        /// The shard's group.
+        group: GroupId,
     },
 }
 

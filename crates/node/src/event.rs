@@ -67,6 +67,13 @@ pub enum Event {
     },
     /// A [`crate::effect::StoreJob`] was done.
     Store(StoreEvent),
+    /// A [`crate::scan::ScanJob`] was done.
+    Scanned {
+        /// The number of its part.
+        part: u64,
+        /// What was read.
+        scanned: crate::scan::Scanned,
+    },
     /// The time that [`crate::Node::next_timer`] named has come.
     Timer,
     /// Hand leadership over and refuse new work; the process is about to end.

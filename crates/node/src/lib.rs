@@ -6,6 +6,7 @@
 //!   (linearizable reads), `replication` (Raft's Ready to log, links and apply), `transfer`
 //!   (snapshots), `expiry` (keys whose time is over), `clocks` (what time it is), `supervise` (reports, plans,
 //!   members, divergence) are its parts;
+//! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
 //! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown.
@@ -28,6 +29,7 @@ mod replication;
 mod report;
 pub mod request;
 mod requests;
+pub mod scan;
 pub mod state_machine;
 pub mod status;
 pub mod store_worker;
@@ -39,5 +41,6 @@ pub use event::{Event, Now, StoreEvent, Ticket};
 pub use message::PeerMessage;
 pub use node::{Node, NodeConfig, NodeStats, StartError};
 pub use request::{Failure, FailureReason, JoinRequest, Reply, Request};
+pub use state_machine::run_scan;
 pub use status::{ClusterStatus, Location};
 pub use store_worker::{StoreWorker, run_read};

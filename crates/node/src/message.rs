@@ -3,7 +3,8 @@
 //! A link carries frames; a frame carries messages of all groups. What travels apart, on a
 //! connection of its own, is the snapshots' rows: see [`PeerMessage::channel`].
 
-use crate::request::{Reply, Request};
+use crate::request::{Failure, Reply, Request};
+use crate::scan::{ScanAsk, ScanPart};
 use bytes::Bytes;
 use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
 use flotilla_types::{GroupId, LogIndex, NodeId, ReplicaId, Term, Timestamp};
@@ -111,6 +112,28 @@ pub enum PeerMessage {
         /// Where.
         index: LogIndex,
     },
+    /// A part of a scan, for the node that leads these shards. One hop, as a forward.
+    Scan(ScanForward),
+    /// The answer to a [`PeerMessage::Scan`].
+    ScanPart {
+        /// The asking node's number for the part.
+        number: u64,
+        /// What the shards hold, and which are led elsewhere.
+        answer: Result<ScanPart, Failure>,
+    },
+}
+
+/// A part of a scan as it is asked for.
+#[derive(Clone, Debug)]
+pub struct ScanForward {
+    /// The asking node's number for it, never used twice by a process.
+    pub number: u64,
+    /// How long the answer is of use, in milliseconds.
+    pub expires_in_ms: u32,
+    /// The shards' groups.
+    pub groups: Vec<GroupId>,
+    /// What is asked of them.
+    pub ask: ScanAsk,
 }
 
 /// A forwarded request.

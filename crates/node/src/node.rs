@@ -13,12 +13,13 @@ use crate::clocks::Clocks;
 use crate::control::{ControlState, Standing};
 use crate::effect::{Effects, Notice, ReplyTo};
 use crate::event::{Event, Now, StoreEvent, Ticket};
-use crate::message::PeerMessage;
+use crate::message::{PeerMessage, ScanForward};
 use crate::reading::Reading;
 use crate::replica::Replica;
 use crate::replication::LogQueue;
 use crate::request::{Failure, FailureReason, Reply};
 use crate::requests::Requests;
+use crate::scan::Scans;
 use crate::state_machine::{MutationBatch, ReplicaState};
 use crate::supervise::Supervision;
 use crate::transfer::Transfers;
@@ -119,6 +120,8 @@ pub struct NodeStats {
     pub read_rounds: u64,
     /// Reads answered by a round.
     pub reads: u64,
+    /// Pages of scans that were asked for at this node's doors.
+    pub scans: u64,
     /// Log jobs.
     pub log_jobs: u64,
     /// Raft messages sent.
@@ -153,6 +156,7 @@ pub struct Node {
     /// Groups that may have something to propose, to read or to send.
     pub(crate) dirty: BTreeSet<GroupId>,
     pub(crate) requests: Requests,
+    pub(crate) scans: Scans,
     pub(crate) reading: Reading,
     pub(crate) clocks: Clocks,
     pub(crate) log: LogQueue,
@@ -199,6 +203,7 @@ impl Node {
         };
         let mut node = Node {
             requests: Requests::new(&config, first_number()),
+            scans: Scans::starting_at(first_number()),
             reading: Reading::new(identity.node, first_number()),
             clocks: Clocks::new(now.instant),
             log: LogQueue::default(),
@@ -391,6 +396,7 @@ impl Node {
                 });
             }
             Event::Store(event) => self.handle_store(event, now),
+            Event::Scanned { part, scanned } => self.handle_scanned(part, scanned, now),
             Event::Timer => self.handle_timer(now),
             Event::ShutDown => self.hand_over(now),
         }
@@ -407,6 +413,11 @@ impl Node {
             }
             PeerMessage::Forward(forward) => self.handle_forward(from, forward, now),
             PeerMessage::Reply { id, reply, leader } => self.handle_reply(from, id, reply, leader, now),
+            PeerMessage::Scan(ScanForward { number, expires_in_ms, groups, ask }) => {
+                let expires = now.instant + Duration::from_millis(u64::from(expires_in_ms));
+                self.serve_scan_part((from, number), groups, ask, expires, now);
+            }
+            PeerMessage::ScanPart { number, answer } => self.handle_scan_part(from, number, answer, now),
             PeerMessage::ReadConfirm(question) => self.handle_read_confirm(from, &question),
             PeerMessage::ReadConfirmed(answer) => self.handle_read_confirmed(from, &answer),
             PeerMessage::SnapshotChunk { .. } => self.handle_snapshot_chunk(from, message, now),
@@ -466,9 +477,11 @@ impl Node {
         self.apply.hurry();
         self.campaign_in_place_of_the_dead(now);
         self.expire(now);
+        self.expire_scans(now);
         self.retry_parked(now);
         self.tell_clock(now);
         self.look_for_expired(now);
+        self.retry_scans(now);
         self.supervise(now);
     }
 
@@ -482,6 +495,7 @@ impl Node {
             self.notice_leader(group, now);
         }
         self.begin_read_round(now);
+        self.run_scan_parts(now);
         self.send_log_job();
         self.send_apply_job();
         self.stats.unapplied_bytes = self.unapplied_bytes as u64;
@@ -524,6 +538,8 @@ impl Node {
                 let leader = None;
                 self.send(node, PeerMessage::Reply { id, reply, leader });
             }
+            // Whatever became of the read: the asking node asks again, as long as it has time.
+            ReplyTo::ScanPart { part, group } => self.scan_shard_is_refused(part, group),
         }
     }
 

@@ -6,8 +6,7 @@ use crate::effect::{ReadJob, ReplyTo};
 use crate::event::Now;
 use crate::message::PeerMessage;
 use crate::node::Node;
-use crate::replica::WaitingRead;
-use crate::request::Request;
+use crate::replica::{ReadOf, WaitingRead};
 use flotilla_consensus::{ReadConfirm, ReadConfirmed, ReadRounds, ReadToConfirm, ResolvedRead};
 use flotilla_types::{GroupId, Instant, Key, LogIndex, NodeId, PlantedFault};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -145,7 +144,12 @@ impl Node {
             let place = replica.reads_at.partition_point(|(at, _)| *at <= index);
             return replica.reads_at.insert(place, (index, read));
         }
-        let job = ReadJob { to: read.waiter.to, replica: replica.key, generation: replica.generation, key: read.key, lag_ms: None };
+        let key = match (read.of, read.waiter.to) {
+            (ReadOf::Key(key), _) => key,
+            (ReadOf::Scan, ReplyTo::ScanPart { part, group }) => return self.scan_shard_is_ready(part, group),
+            (ReadOf::Scan, to) => unreachable!("a shard of a scan is read for {to:?}"),
+        };
+        let job = ReadJob { to: read.waiter.to, replica: replica.key, generation: replica.generation, key, lag_ms: None };
         self.stats.reads += 1;
         self.run_read(job);
     }
@@ -188,6 +192,6 @@ impl Node {
         if let Some(replica) = self.replicas.get_mut(&group) {
             reads.append(&mut replica.reads_new);
         }
-        self.reroute(group, reads.into_iter().map(|read| (read.waiter, Request::Get { key: read.key })).collect());
+        self.reroute_waiting(group, reads);
     }
 }

@@ -22,7 +22,16 @@ pub(crate) struct Waiter {
 #[derive(Clone, Debug)]
 pub(crate) struct WaitingRead {
     pub(crate) waiter: Waiter,
-    pub(crate) key: Key,
+    pub(crate) of: ReadOf,
+}
+
+/// What is to be read.
+#[derive(Clone, Debug)]
+pub(crate) enum ReadOf {
+    /// A key.
+    Key(Key),
+    /// The shard, as a part of the scan that the waiter names.
+    Scan,
 }
 
 /// A proposed entry and who waits for what it does, in the order of its mutations. A waiter that was

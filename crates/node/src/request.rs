@@ -1,6 +1,7 @@
 //! What a client asks of a node and what it is told: the vocabulary between the doors (HTTP, Redis),
 //! the node, and a forwarding node's peer.
 
+use crate::scan::{ScanAsk, ScanPage};
 use bytes::Bytes;
 use flotilla_types::wire::DecodeError;
 use flotilla_types::{Condition, Key, NodeId, Outcome, Version};
@@ -59,6 +60,8 @@ pub enum Request {
     Join(JoinRequest),
     /// The whole cluster as the control group's leader sees it.
     ClusterStatus,
+    /// Read a page of a range of keys, each shard at one moment after now. Never forwarded whole.
+    Scan(ScanAsk),
 }
 
 /// How a node that wants to join presents itself.
@@ -141,6 +144,8 @@ pub enum Reply {
     },
     /// [`crate::status::ClusterStatus`] as JSON.
     Status(Bytes),
+    /// A page of a scan.
+    Page(ScanPage),
     /// The request failed.
     Failed(Failure),
 }
@@ -259,7 +264,7 @@ impl Request {
             | Request::Delete { key, .. }
             | Request::Increment { key, .. } => Some(key),
             Request::Idempotent { write, .. } => write.key(),
-            Request::Join(_) | Request::ClusterStatus => None,
+            Request::Join(_) | Request::ClusterStatus | Request::Scan(_) => None,
         }
     }
 
@@ -272,6 +277,8 @@ impl Request {
             }
             Request::Idempotent { write, .. } => size_of::<Request>() + write.bytes(),
             Request::Join(_) | Request::ClusterStatus => 256,
+            // What its answer takes is bounded by how many run at once.
+            Request::Scan(ask) => 256 + ask.range.start.len() + ask.range.end.as_ref().map_or(0, Bytes::len),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::effect::ReplyTo;
 use crate::event::{Now, Ticket};
 use crate::message::{Forward, PeerMessage};
 use crate::node::{Node, NodeConfig};
-use crate::replica::{Waiter, WaitingRead};
+use crate::replica::{ReadOf, Waiter, WaitingRead};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use flotilla_types::{GroupId, Instant, NodeId, Outcome, PlantedFault};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,7 +100,10 @@ impl Node {
             let detail = format!("{} requests are under way at this node: try again shortly", self.requests.under_way.len());
             return self.out.replies.push((ticket, failed(FailureReason::Overloaded, detail)));
         }
-        self.route(ticket, request, expires, now);
+        match request {
+            Request::Scan(ask) => self.handle_scan(ticket, ask, expires, now),
+            request => self.route(ticket, request, expires, now),
+        }
     }
 
     /// Brings a request to its shard's leader, here or elsewhere, or parks it until one is known.
@@ -162,7 +165,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         match request {
             Request::Get { key } => {
-                replica.reads_new.push(WaitingRead { waiter, key });
+                replica.reads_new.push(WaitingRead { waiter, of: ReadOf::Key(key) });
                 self.reading.waiting.insert(group);
             }
             // Any replica serves it, unless it is not whole: then another is asked.
@@ -196,6 +199,7 @@ impl Node {
                 let json = self.cluster_status(now).to_json();
                 self.answer(waiter.to, Reply::Status(json));
             }
+            Request::Scan(_) => self.refuse(waiter.to, FailureReason::Overloaded, "a scan is asked for in parts, not forwarded whole"),
         }
     }
 
@@ -223,7 +227,7 @@ impl Node {
         {
             // The forwarding node's voter shares our term, and said so after the request began: with
             // it and us a quorum has confirmed this leader, and no round is needed.
-            let read = WaitingRead { waiter, key: key.clone() };
+            let read = WaitingRead { waiter, of: ReadOf::Key(key.clone()) };
             let commit = replica.group.commit();
             return self.read_at(group, commit, read);
         }
@@ -243,13 +247,7 @@ impl Node {
         let Some(Forwarded { ticket, group, request, expires, .. }) = self.requests.forwarded.remove(&id) else { return };
         match reply {
             Reply::Failed(Failure { reason: FailureReason::NotLeader, .. }) => {
-                let told = leader.filter(|node| *node != from && self.link_is_up(*node));
-                match told.or_else(|| self.next_to_ask(group, from)) {
-                    Some(node) => self.requests.hints.insert(group, node),
-                    None => self.requests.hints.remove(&group),
-                };
-                // Not at once: whoever we took for the leader, and the hint, may be behind.
-                let not_before = if leader.is_some() { Instant::ZERO } else { now.instant + NO_LEADER_PAUSE };
+                let not_before = self.note_not_leader(group, from, leader, now);
                 self.requests.parked.entry(group).or_default().push(Parked { ticket, request, expires, not_before });
             }
             Reply::Failed(failure) if failure.reason == FailureReason::ShuttingDown && failure.outcome == Outcome::NotApplied => {
@@ -265,6 +263,17 @@ impl Node {
         }
     }
 
+    /// Remembers what `from`, which does not lead the group, said of who does; gives when to ask again.
+    pub(crate) fn note_not_leader(&mut self, group: GroupId, from: NodeId, leader: Option<NodeId>, now: Now) -> Instant {
+        let told = leader.filter(|node| *node != from && self.link_is_up(*node));
+        match told.or_else(|| self.next_to_ask(group, from)) {
+            Some(node) => self.requests.hints.insert(group, node),
+            None => self.requests.hints.remove(&group),
+        };
+        // Not at once: whoever we took for the leader, and the hint, may be behind.
+        if leader.is_some() { Instant::ZERO } else { now.instant + NO_LEADER_PAUSE }
+    }
+
     /// A link broke: what was forwarded over it may or may not have arrived.
     pub(crate) fn fail_forwards_to(&mut self, node: NodeId) {
         let lost: Vec<u64> = self.requests.forwarded.iter().filter(|(_, f)| f.node == node).map(|(id, _)| *id).collect();
@@ -278,6 +287,7 @@ impl Node {
             }
         }
         self.requests.hints.retain(|_, hint| *hint != node);
+        self.lose_scan_parts_of(node);
     }
 
     /// Routes what is parked once more, if its leader is known by now.
@@ -315,6 +325,17 @@ impl Node {
                     });
                 }
                 ReplyTo::Peer { node, id } => self.refuse_as_not_leader(node, id, group),
+                ReplyTo::ScanPart { part, group } => self.scan_shard_is_refused(part, group),
+            }
+        }
+    }
+
+    /// The same for reads that wait.
+    pub(crate) fn reroute_waiting(&mut self, group: GroupId, reads: Vec<WaitingRead>) {
+        for WaitingRead { waiter, of } in reads {
+            match (of, waiter.to) {
+                (ReadOf::Key(key), _) => self.reroute(group, vec![(waiter, Request::Get { key })]),
+                (ReadOf::Scan, to) => self.refuse(to, FailureReason::NotLeader, "another node leads the shard"),
             }
         }
     }

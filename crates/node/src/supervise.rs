@@ -15,7 +15,7 @@ use crate::message::PeerMessage;
 use crate::node::{Link, Node};
 use crate::replica::{Replica, Waiter};
 use crate::report::Report;
-use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request};
+use crate::request::{Failure, FailureReason, JoinRequest, Reply};
 use flotilla_storage::log::LogRecord;
 use flotilla_types::{GroupId, Instant, LogIndex, MembershipChange, NodeId, ReplicaId, ReplicaKey, Term};
 use std::collections::{BTreeMap, BTreeSet};
@@ -527,7 +527,7 @@ impl Node {
         let pending = replica.take_pending();
         self.reroute(key.group, pending);
         let reads: Vec<_> = replica.reads_at.drain(..).map(|(_, read)| read).collect();
-        self.reroute(key.group, reads.into_iter().map(|read| (read.waiter, Request::Get { key: read.key })).collect());
+        self.reroute_waiting(key.group, reads);
         for Waiter { to, .. } in replica.proposed.into_iter().flat_map(|proposed| proposed.waiters).flatten() {
             let detail = "the shard's replica on this node was moved away while the write was under way";
             self.answer(to, Reply::Failed(Failure::unknown(FailureReason::Timeout, detail)));

@@ -39,6 +39,7 @@ impl Backend for NodeHandle {
             count("flotilla_mutations_total", "Writes in proposed Raft entries.", node.mutations),
             count("flotilla_read_rounds_total", "Leadership rounds begun for reads.", node.read_rounds),
             count("flotilla_reads_total", "Reads answered by a leadership round.", node.reads),
+            count("flotilla_scan_pages_total", "Pages of scans asked for at the doors.", node.scans),
             count("flotilla_log_jobs_total", "Batches given to the log thread.", node.log_jobs),
             count("flotilla_raft_messages_total", "Raft messages sent.", node.raft_messages),
             count("flotilla_elections_won_total", "Times a replica of this node began to lead.", node.elections_won),

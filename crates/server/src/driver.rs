@@ -151,7 +151,7 @@ impl<S: StateStore> Driver<S> {
     }
 
     fn carry_out(&mut self, effects: Effects, _now: Now) -> Result<(), String> {
-        let Effects { replies, messages, log, store, reads, peers, notices, fatal } = effects;
+        let Effects { replies, messages, log, store, reads, scans, peers, notices, fatal } = effects;
         for notice in notices {
             match notice {
                 Notice::Info(line) => tracing::info!("{line}"),
@@ -189,6 +189,7 @@ impl<S: StateStore> Driver<S> {
                 None => self.shared.count(|stats| stats.reads_handed_over += 1),
             }
         }
+        self.readers.run_scans(scans);
         self.shared.links.flush();
         fatal.map_or(Ok(()), Err)
     }
@@ -197,6 +198,7 @@ impl<S: StateStore> Driver<S> {
         match to {
             ReplyTo::Local(ticket) => self.shared.tickets.borrow_mut().answer(ticket, reply),
             ReplyTo::Peer { node, id } => self.shared.links.send(node, &PeerMessage::Reply { id, reply, leader: None }),
+            ReplyTo::ScanPart { .. } => unreachable!("the node answers parts of scans itself"),
         }
     }
 

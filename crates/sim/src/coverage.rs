@@ -63,6 +63,8 @@ pub enum Capability {
     Snapshot,
     /// The log was purged.
     Purge,
+    /// A scan was answered.
+    Scan,
     /// A process came back on its data.
     Recovery,
     /// A node joined.
@@ -92,7 +94,7 @@ impl Fault {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Capability; 11] = [
+    pub const ALL: [Capability; 12] = [
         Capability::Get,
         Capability::Put,
         Capability::Delete,
@@ -102,6 +104,7 @@ impl Capability {
         Capability::Membership,
         Capability::Snapshot,
         Capability::Purge,
+        Capability::Scan,
         Capability::Recovery,
         Capability::Join,
     ];

@@ -126,6 +126,8 @@ pub struct Operation {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     operations: Vec<Operation>,
+    /// What scans told of keys.
+    observed: Vec<Operation>,
 }
 
 impl History {
@@ -146,6 +148,18 @@ impl History {
     /// All operations.
     pub fn operations(&self) -> &[Operation] {
         &self.operations
+    }
+
+    /// Notes what a scan told: a read of each key that it covered.
+    pub fn observe(&mut self, reads: Vec<Operation>) {
+        self.observed.extend(reads);
+    }
+
+    /// All operations and what scans told, for the checkers.
+    pub fn told(&self) -> Vec<Operation> {
+        let mut told: Vec<Operation> = self.operations.iter().chain(&self.observed).copied().collect();
+        told.sort_by_key(|operation| operation.invoked);
+        told
     }
 
     /// How many writes and reads were answered with success.

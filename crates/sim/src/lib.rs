@@ -6,7 +6,7 @@
 //! - [`scenario`]: what a seed stands for; [`campaign`]: runs of one seed and of many;
 //! - [`world`]: the queue of happenings, links and clients; [`host`] and `process`: a machine and the
 //!   node on it; `injection`: the faults; `verdict`: how a run ends;
-//! - [`network`], [`clock`], [`queue`], [`workload`], [`history`], [`trace`], [`coverage`]: its parts;
+//! - [`network`], [`clock`], [`queue`], [`workload`], `scans`, [`history`], [`trace`], [`coverage`]: its parts;
 //! - [`checkers`]: the properties that every run must have.
 //!
 //! Left out: threads (each is a queue here, and interleaves by the seed), sockets and their
@@ -22,6 +22,7 @@ mod injection;
 pub mod network;
 mod process;
 pub mod queue;
+mod scans;
 pub mod scenario;
 pub mod trace;
 mod verdict;

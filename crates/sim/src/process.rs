@@ -12,10 +12,11 @@ use crate::world::{Happening, Waiting, World};
 use bytes::{Bytes, BytesMut};
 use flotilla_node::boot::{self, Identity};
 use flotilla_node::control::{ControlState, Formats, NodeProfile};
+use flotilla_node::scan::ScanJob;
 use flotilla_node::state_machine::ReplicaState;
 use flotilla_node::{
     Event, JoinRequest, Node, PeerMessage, ReadJob, Reply, ReplyTo, Request, StartError, StoreEvent, StoreJob, StoreWorker, Ticket,
-    run_read,
+    run_read, run_scan,
 };
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::log::{LogBatch, LogRecord, RaftLog, Recovered};
@@ -284,6 +285,10 @@ impl World {
             let after = Duration::from_micros(if self.chance.machines.chance(1, 2) { 0 } else { self.chance.machines.below(1_000) });
             self.plan(after, Happening::Read(number, life, Box::new(job)));
         }
+        for job in effects.scans {
+            let after = Duration::from_micros(self.chance.machines.below(2_000));
+            self.plan(after, Happening::Scan(number, life, Box::new(job)));
+        }
         if let Some(running) = self.hosts[number].running() {
             running.log_queue.extend(effects.log);
             running.store_queue.extend(effects.store);
@@ -505,7 +510,18 @@ impl World {
                 self.plan(after, Happening::Replied(ticket.0, Box::new(reply)));
             }
             ReplyTo::Peer { node, id } => self.send_all(number, vec![(node, PeerMessage::Reply { id, reply, leader: None })]),
+            ReplyTo::ScanPart { .. } => unreachable!("the node answers parts of scans itself"),
         }
+    }
+
+    pub(crate) fn run_scan(&mut self, number: HostNumber, job: Box<ScanJob>) {
+        let host = &mut self.hosts[number];
+        if host.paused_until > self.now {
+            let (at, life) = (host.paused_until, host.life);
+            return self.queue.push(at, Happening::Scan(number, life, job));
+        }
+        let scanned = run_scan(&host.store, &job);
+        self.give(number, Event::Scanned { part: job.part, scanned });
     }
 }
 

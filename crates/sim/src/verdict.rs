@@ -125,7 +125,7 @@ impl World {
     }
 
     fn check(&mut self) -> Result<(), Violation> {
-        let operations = self.history.operations().to_vec();
+        let operations = self.history.told();
         let keys: BTreeSet<KeyNumber> = operations.iter().map(|o| o.key).collect();
         exactly_once::check_answers(&operations)?;
         expiry::check_never_back(&operations)?;

@@ -15,10 +15,12 @@ use crate::host::{Host, Process};
 use crate::injection::Ending;
 use crate::network::{HostNumber, Network, Pipe, Stream};
 use crate::queue::Queue;
+use crate::scans::{self, AskedScan};
 use crate::scenario::{Latency, Scenario};
 use crate::trace::{Lines, Trace};
 use crate::workload::Workload;
 use bytes::Bytes;
+use flotilla_node::scan::{ScanAsk, ScanJob};
 use flotilla_node::{Event, PeerMessage, ReadJob, Reply, Ticket};
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::store::SimulatedStore;
@@ -45,6 +47,8 @@ pub(crate) enum Happening {
     StoreDone(HostNumber, u64),
     /// A read reaches the store.
     Read(HostNumber, u64, Box<ReadJob>),
+    /// A scan reaches the store.
+    Scan(HostNumber, u64, Box<ScanJob>),
     /// A frame may have arrived.
     Arrive(Pipe),
     /// One end of a connection may learn that it is gone.
@@ -68,10 +72,12 @@ pub(crate) enum Happening {
 }
 
 /// Who waits for a ticket.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Waiting {
     /// A client, for this operation.
     Client { operation: usize, client: u32 },
+    /// A client, for a page of a scan.
+    Scanner(Box<AskedScan>),
     /// A joining machine, in this life.
     Joiner { host: HostNumber, life: u64 },
 }
@@ -232,6 +238,7 @@ impl World {
             Happening::LogDone(host, life) if self.lives(host, life) => self.log_done(host),
             Happening::StoreDone(host, life) if self.lives(host, life) => self.store_done(host),
             Happening::Read(host, life, job) if self.lives(host, life) => self.run_read(host, job),
+            Happening::Scan(host, life, job) if self.lives(host, life) => self.run_scan(host, job),
             Happening::AskJoin(host, life) if self.lives(host, life) => self.ask_join(host),
             Happening::Start(host, life) if self.lives(host, life) => self.start(host),
             Happening::Arrive(pipe) => self.arrive(pipe),
@@ -370,6 +377,11 @@ impl World {
             let after = Duration::from_millis(rng.between(5, 60));
             return self.plan(after, Happening::Ask(client));
         }
+        if matches!(self.load, Load::Random)
+            && let Some(ask) = scans::choose(rng)
+        {
+            return self.ask_scan(client, host, ask);
+        }
         let (key, call) = match &mut self.load {
             Load::Random => self.workload.choose(rng),
             Load::List(list) => match list.pop_front() {
@@ -392,6 +404,38 @@ impl World {
         self.plan(timeout + Duration::from_secs(1), Happening::GiveUp(ticket));
     }
 
+    fn ask_scan(&mut self, client: u32, host: HostNumber, ask: ScanAsk) {
+        self.list_under_way += 1;
+        let (shortest, longest) = self.scenario.workload.timeout_ms;
+        let timeout = Duration::from_millis(self.chance.clients.between(shortest, longest));
+        self.trace.note(self.now, "scan", &[host as u64], || format!("client {client} asks n{}: {ask:?}", host + 1));
+        let asked = AskedScan { client, ask, invoked: self.now };
+        let request = asked.request();
+        let ticket = self.wait(Waiting::Scanner(Box::new(asked)), host);
+        let expires = self.hosts[host].clock.now(self.now).instant + timeout;
+        self.give(host, Event::Request { ticket: Ticket(ticket), request, expires });
+        self.plan(timeout + Duration::from_secs(1), Happening::GiveUp(ticket));
+    }
+
+    /// A client has its page, or no more patience.
+    fn scanned(&mut self, asked: &AskedScan, reply: Option<&Reply>) {
+        match reply {
+            Some(Reply::Page(page)) => match asked.reads(page, &self.workload, self.now) {
+                Ok(reads) => {
+                    self.trace.note(self.now, "page", &[reads.len() as u64], || format!("client {}: {page:?}", asked.client));
+                    self.coverage.capability(Capability::Scan, self.now);
+                    self.history.observe(reads);
+                }
+                Err(detail) => self.fail("answers", detail),
+            },
+            Some(Reply::Failed(_)) | None => {}
+            Some(other) => self.fail("answers", format!("a scan was answered with {other:?}")),
+        }
+        self.list_under_way -= 1;
+        let think_ms = self.chance.clients.between(1, self.scenario.workload.think_ms_max);
+        self.plan(Duration::from_millis(think_ms), Happening::Ask(asked.client));
+    }
+
     pub(crate) fn wait(&mut self, waiting: Waiting, host: HostNumber) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
@@ -409,14 +453,17 @@ impl World {
                     Err(detail) => self.fail("answers", detail),
                 }
             }
+            Waiting::Scanner(asked) => self.scanned(&asked, Some(reply)),
             Waiting::Joiner { host, life } if self.lives(host, life) => self.join_answered(host, reply),
             Waiting::Joiner { .. } => {}
         }
     }
 
     fn give_up(&mut self, ticket: u64) {
-        if let Some((Waiting::Client { operation, client }, _)) = self.tickets.remove(&ticket) {
-            self.answered(operation, client, Answer::Unknown);
+        match self.tickets.remove(&ticket) {
+            Some((Waiting::Client { operation, client }, _)) => self.answered(operation, client, Answer::Unknown),
+            Some((Waiting::Scanner(asked), _)) => self.scanned(&asked, None),
+            Some((Waiting::Joiner { .. }, _)) | None => {}
         }
     }
 

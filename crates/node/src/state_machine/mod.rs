@@ -7,6 +7,7 @@
 //!   and sweeps; [`rows`] builds the rows and chains the hash over them;
 //! - [`state`]: what a replica knows of itself besides its keys, stored in one row;
 //! - [`read`]: point reads, on any thread;
+//! - [`scan`]: ranges of keys in order, likewise;
 //! - [`snapshot`]: a replica's rows as a stream of checked chunks, and back.
 //!
 //! Applying depends on the state and the entry, on nothing else: no clock, no chance, no node's own
@@ -20,6 +21,7 @@ mod idempotency;
 pub mod mutation;
 pub mod read;
 pub mod rows;
+pub mod scan;
 pub mod snapshot;
 pub mod state;
 
@@ -31,5 +33,6 @@ pub use mutation::{
     ENTRY_BYTES_MAX, ENTRY_KEYS_MAX, IDEMPOTENT_BYTES, INCREMENT_BYTES, Mutation, MutationBatch, MutationError, Mutations, TTL_BYTES,
 };
 pub use read::ReadError;
+pub use scan::run_scan;
 pub use snapshot::{ChunkError, SnapshotReader};
 pub use state::{CHECKPOINT_EVERY, ReplicaState};

@@ -44,8 +44,13 @@ pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: 
 /// # Errors
 /// If the store fails or the replica's state is damaged.
 pub fn is_in_force<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32) -> Result<bool, ReadError> {
+    Ok(is_generation_in_force(&store.view()?, replica, generation)?)
+}
+
+/// Whether a generation of a replica's rows is in force in a view: then all of its rows are in it.
+pub(super) fn is_generation_in_force<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32) -> Result<bool, StoreError> {
     let key = layout::state_key(replica);
-    let Some(row) = store.view()?.get(&key)? else { return Ok(false) };
+    let Some(row) = view.get(&key)? else { return Ok(false) };
     let state = decode_state(&key, &row).map_err(StoreError::Damaged)?;
     Ok(state.generation == generation)
 }
@@ -67,7 +72,13 @@ fn decode(row_key: &[u8], row: Option<Bytes>) -> Result<Option<(KeyHead, Bytes)>
     row.map(|row| KeyHead::decode(&row_key[GENERATION_PREFIX_BYTES..], row)).transpose()
 }
 
-fn read_chunks<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32, key: &Key, head: KeyHead) -> Result<Bytes, StoreError> {
+pub(super) fn read_chunks<V: StoreView>(
+    view: &V,
+    replica: ReplicaKey,
+    generation: u32,
+    key: &Key,
+    head: KeyHead,
+) -> Result<Bytes, StoreError> {
     let damaged = |what: String| StoreError::Damaged(format!("the value of key \"{key}\" of {replica} {what}"));
     let mut value = BytesMut::with_capacity(head.value_bytes as usize);
     for number in 0..head.chunks {

@@ -1,6 +1,7 @@
 //! Answers: how replies and problems become HTTP responses.
 
-use super::body::AnswerBody;
+use super::body::{AnswerBody, StepFuture};
+use super::door::ConnectionState;
 use bytes::Bytes;
 use flotilla_api::http::write_etag;
 use flotilla_api::{ErrorCode, LAG_HEADER, OUTCOME_HEADER, PROBLEM_CONTENT_TYPE, Problem};
@@ -8,6 +9,7 @@ use flotilla_node::request::{Failure, FailureReason};
 use flotilla_types::{Outcome, Version};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
+use std::rc::Rc;
 
 const OUTCOME: HeaderName = HeaderName::from_static(OUTCOME_HEADER);
 const LAG: HeaderName = HeaderName::from_static(LAG_HEADER);
@@ -16,6 +18,8 @@ const LAG: HeaderName = HeaderName::from_static(LAG_HEADER);
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
+    /// In place of `body`: what is written piece by piece. Its connection is closed after it.
+    pub(super) stream: Option<StepFuture>,
     pub(super) content_type: Option<&'static str>,
     pub(super) etag: Option<Version>,
     /// Whether a write happened, if this answer is an error to one.
@@ -37,6 +41,7 @@ impl Answer {
         Answer {
             status,
             body: Bytes::new(),
+            stream: None,
             content_type: None,
             etag: None,
             outcome: None,
@@ -64,7 +69,13 @@ impl Answer {
 
     /// A request that the node failed.
     pub(super) fn failure(failure: Failure) -> Answer {
-        let code = match failure.reason {
+        let code = Answer::code_of(failure.reason);
+        Answer { outcome: Some(failure.outcome), ..Answer::problem(&Problem { code, detail: failure.detail }) }
+    }
+
+    /// The code of a failure.
+    pub(super) fn code_of(reason: FailureReason) -> ErrorCode {
+        match reason {
             // `NotLeader` is between nodes; should one come through, it is a matter of routing that passes.
             FailureReason::NoQuorum | FailureReason::NotLeader => ErrorCode::NoQuorum,
             FailureReason::Timeout => ErrorCode::Timeout,
@@ -74,8 +85,7 @@ impl Answer {
             FailureReason::ShuttingDown => ErrorCode::ShuttingDown,
             FailureReason::NotMember => ErrorCode::NotMember,
             FailureReason::TooLarge => ErrorCode::TooLarge,
-        };
-        Answer { outcome: Some(failure.outcome), ..Answer::problem(&Problem { code, detail: failure.detail }) }
+        }
     }
 
     pub(super) fn with_etag(mut self, version: Option<Version>) -> Answer {
@@ -84,7 +94,7 @@ impl Answer {
     }
 
     /// The response. `headers` is an empty map, the request's own for its memory.
-    pub(super) fn into_response(self, mut headers: HeaderMap) -> Response<AnswerBody> {
+    pub(super) fn into_response(self, mut headers: HeaderMap, connection: &Rc<ConnectionState>) -> Response<AnswerBody> {
         debug_assert!(headers.is_empty());
         if let Some(content_type) = self.content_type {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -109,7 +119,11 @@ impl Answer {
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let mut response = Response::new(AnswerBody::new(self.body));
+        let body = match self.stream {
+            Some(first) => AnswerBody::stream(first, connection.clone()),
+            None => AnswerBody::new(self.body),
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = self.status;
         *response.headers_mut() = headers;
         response

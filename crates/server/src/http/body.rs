@@ -1,4 +1,4 @@
-//! Bodies: the answer's, one piece of bytes; and the reading of a request's, bounded in size, in time
+//! Bodies: the answer's, one piece of bytes or a stream of them; and the reading of a request's, bounded in size, in time
 //! and over all connections.
 
 use super::door::{ConnectionState, DoorState, Phase, Reservation, Verdict};
@@ -6,8 +6,7 @@ use super::options::HttpOptions;
 use bytes::{Bytes, BytesMut};
 use flotilla_api::{ErrorCode, Problem};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -20,33 +19,96 @@ const COPIED_BYTES_MAX: usize = 64 << 10;
 const TRUSTED_LENGTH_MAX: usize = 1 << 20;
 
 /// An answer's body.
-pub(super) struct AnswerBody(Bytes);
+pub(super) enum AnswerBody {
+    /// Bytes of known length.
+    Whole(Bytes),
+    /// Pieces, as they come.
+    Stream(AnswerStream),
+}
+
+/// A body that is made while it is written, piece by piece as the client takes them.
+pub(super) struct AnswerStream {
+    next: Then,
+    connection: Rc<ConnectionState>,
+}
+
+/// The making of a piece.
+pub(super) type StepFuture = Pin<Box<dyn Future<Output = Step>>>;
+
+/// A piece of a stream.
+pub(super) struct Step {
+    pub(super) bytes: Bytes,
+    pub(super) then: Then,
+}
+
+/// What follows a piece.
+pub(super) enum Then {
+    /// Another.
+    Go(StepFuture),
+    /// The end.
+    End,
+    /// It breaks off: no end is written, so that nobody takes it for whole.
+    Break,
+}
+
+/// Why a stream has no end: what went wrong was its last line.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer could not be finished")]
+pub(super) struct BrokenOff;
 
 impl AnswerBody {
     pub(super) fn new(bytes: Bytes) -> AnswerBody {
-        AnswerBody(bytes)
+        AnswerBody::Whole(bytes)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    pub(super) fn stream(first: StepFuture, connection: Rc<ConnectionState>) -> AnswerBody {
+        AnswerBody::Stream(AnswerStream { next: Then::Go(first), connection })
+    }
+
+    /// Its length, if that is known.
+    pub(super) fn len(&self) -> Option<u64> {
+        match self {
+            AnswerBody::Whole(bytes) => Some(bytes.len() as u64),
+            AnswerBody::Stream(_) => None,
+        }
     }
 }
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = BrokenOff;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let bytes = std::mem::take(&mut self.0);
-        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let stream = match &mut *self {
+            AnswerBody::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
+            }
+            AnswerBody::Stream(stream) => stream,
+        };
+        loop {
+            let step = match &mut stream.next {
+                Then::Go(step) => std::task::ready!(step.as_mut().poll(cx)),
+                Then::End => return Poll::Ready(None),
+                // What is written before must reach the socket: hyper drops what it still holds.
+                Then::Break => return stream.connection.poll_flushed().map(|()| Some(Err(BrokenOff))),
+            };
+            stream.next = step.then;
+            if !step.bytes.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(step.bytes))));
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
+        match self {
+            AnswerBody::Whole(bytes) => bytes.is_empty(),
+            AnswerBody::Stream(stream) => matches!(stream.next, Then::End),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.len() as u64)
+        self.len().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -9,7 +9,7 @@ use super::options::HttpOptions;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// What all connections of a door share.
@@ -59,6 +59,14 @@ pub(super) enum Verdict {
     OutOfTime,
 }
 
+/// Whether what was written has reached the socket, for a body that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    Unasked,
+    Asked,
+    Done,
+}
+
 /// One connection's progress.
 pub(super) struct ConnectionState {
     pub(super) phase: Cell<Phase>,
@@ -71,6 +79,8 @@ pub(super) struct ConnectionState {
     pub(super) answers: RefCell<VecDeque<u64>>,
     /// An answer was given before the whole request was read.
     pub(super) unread: Cell<bool>,
+    /// Whether a body waits for what was written to have reached the socket.
+    flush: Cell<Flush>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -102,6 +112,7 @@ impl DoorState {
             progress_ms: Cell::new(self.now_ms.get()),
             answers: RefCell::default(),
             unread: Cell::new(false),
+            flush: Cell::new(Flush::Unasked),
             waker: RefCell::new(None),
         });
         self.connections.borrow_mut().insert(id, state.clone());
@@ -148,6 +159,23 @@ impl ConnectionState {
         let mut own = self.waker.borrow_mut();
         if !own.as_ref().is_some_and(|own| own.will_wake(waker)) {
             *own = Some(waker.clone());
+        }
+    }
+
+    /// Ready once all that was written before the first call has reached the socket.
+    pub(super) fn poll_flushed(&self) -> Poll<()> {
+        if self.flush.get() == Flush::Done {
+            return Poll::Ready(());
+        }
+        self.flush.set(Flush::Asked);
+        Poll::Pending
+    }
+
+    /// The socket has taken everything.
+    pub(super) fn note_flushed(&self) {
+        if self.flush.get() == Flush::Asked {
+            self.flush.set(Flush::Done);
+            self.wake();
         }
     }
 

@@ -6,14 +6,18 @@ use super::body::{AnswerBody, read_body};
 use super::door::{ConnectionState, Door, Phase, Reservation};
 use super::join;
 use super::route::Route;
+use super::scan;
 use crate::metrics::{self, Exposition, add, increment};
 use bytes::Bytes;
-use flotilla_api::http::{Consistency, Query, decode_key, increment_answer, parse_if_match, parse_if_none_match, put_answer};
+use flotilla_api::http::{
+    Consistency, LIMIT_MAX, Query, ScanParameters, decode_key, increment_answer, parse_if_match, parse_if_none_match, parse_range,
+    put_answer, wants_lines,
+};
 use flotilla_api::{ErrorCode, Problem};
 use flotilla_node::request::{Reply, Request as NodeRequest, RequestId, WriteRefusal};
 use flotilla_types::{Condition, Key, Outcome};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
+use hyper::header::{ACCEPT, CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -60,11 +64,12 @@ pub(super) async fn handle<B: Backend>(
     drop(in_flight);
     headers.clear();
     door.metrics.record(route.kind(), answer.status, answer.outcome == Some(Outcome::Unknown), began.elapsed());
-    let response = answer.into_response(headers);
-    let length =
-        if parts.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED { 0 } else { response.body().len() as u64 };
-    add(&door.metrics.body_bytes_out, length);
-    connection.answers.borrow_mut().push_back(length);
+    let response = answer.into_response(headers, &connection);
+    let has_body = parts.method != Method::HEAD && response.status() != StatusCode::NOT_MODIFIED;
+    let length = if has_body { response.body().len() } else { Some(0) };
+    // A stream counts its pieces itself, and nothing follows it on its connection.
+    add(&door.metrics.body_bytes_out, length.unwrap_or(0));
+    connection.answers.borrow_mut().push_back(length.unwrap_or(u64::MAX));
     connection.progress_ms.set(door.shared.now_ms.get());
     connection.phase.set(Phase::Head);
     response
@@ -127,6 +132,21 @@ impl<B: Backend> Exchange<'_, B> {
                 let (condition, id, timeout) = (self.condition()?, self.request_id()?, query.timeout()?);
                 let delete = NodeRequest::Delete { key: key.clone(), condition }.once(id);
                 Ok(write_answer(self.door.backend.request(delete, timeout).await, &key))
+            }
+            Route::Scan => {
+                let timeout = query.timeout()?;
+                let accept = self.headers.get_all(ACCEPT).into_iter().map(hyper::header::HeaderValue::as_bytes);
+                if wants_lines(accept) {
+                    return Ok(scan::lines(self.door, ScanParameters::parse(&query, u32::MAX)?, timeout).await);
+                }
+                Ok(scan::page(&*self.door.backend, ScanParameters::parse(&query, LIMIT_MAX)?, timeout).await)
+            }
+            Route::DeleteRange => {
+                let (range, timeout) = (parse_range(&query)?.ok_or_else(scan::unbounded)?, query.timeout()?);
+                if !self.condition()?.is_always() {
+                    return Err(Problem::new(ErrorCode::BadCondition, "a range cannot be deleted on a condition"));
+                }
+                Ok(scan::delete_range(&self.door.backend, range, timeout).await)
             }
             Route::KvIncrement(key) => {
                 self.check_origin()?;

@@ -18,6 +18,7 @@ mod handler;
 pub mod join;
 mod options;
 mod route;
+mod scan;
 mod stream;
 
 pub use backend::Backend;

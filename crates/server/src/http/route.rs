@@ -1,5 +1,6 @@
 //! Paths and methods of the contract: which route a request is for.
 
+use flotilla_api::http::{DELETE_RANGE_PARAMETERS, SCAN_PARAMETERS};
 use hyper::Method;
 
 /// A route that this release answers.
@@ -13,6 +14,10 @@ pub(super) enum Route<'a> {
     KvDelete(&'a str),
     /// `POST /v1/kv/{key}/incr`.
     KvIncrement(&'a str),
+    /// `GET /v1/kv`.
+    Scan,
+    /// `DELETE /v1/kv`.
+    DeleteRange,
     /// `GET /v1/cluster`.
     Cluster,
     /// `POST /v1/cluster/nodes`.
@@ -45,16 +50,20 @@ pub(super) enum RouteKind {
     KvPut,
     KvDelete,
     KvIncrement,
+    Scan,
+    DeleteRange,
     Cluster,
     Probe,
     Other,
 }
 
 impl RouteKind {
-    pub(super) const ALL: [RouteKind; 7] = [
+    pub(super) const ALL: [RouteKind; 9] = [
         RouteKind::KvGet,
         RouteKind::KvPut,
         RouteKind::KvDelete,
+        RouteKind::Scan,
+        RouteKind::DeleteRange,
         RouteKind::KvIncrement,
         RouteKind::Cluster,
         RouteKind::Probe,
@@ -67,6 +76,8 @@ impl RouteKind {
             RouteKind::KvPut => "kv_put",
             RouteKind::KvDelete => "kv_delete",
             RouteKind::KvIncrement => "kv_increment",
+            RouteKind::Scan => "scan",
+            RouteKind::DeleteRange => "delete_range",
             RouteKind::Cluster => "cluster",
             RouteKind::Probe => "probe",
             RouteKind::Other => "other",
@@ -101,7 +112,8 @@ impl<'a> Route<'a> {
             "/readyz" => (Route::Readyz, read, "GET, HEAD"),
             "/metrics" => (Route::Metrics, read, "GET, HEAD"),
             "/" => (Route::Page, read, "GET, HEAD"),
-            "/v1/kv" => (Route::NotBuilt, read || method == Method::DELETE, "GET, HEAD, DELETE"),
+            "/v1/kv" if method == Method::DELETE => (Route::DeleteRange, true, ""),
+            "/v1/kv" => (Route::Scan, read, "GET, HEAD, DELETE"),
             "/v1/batch" | "/v1/txn" | "/v1/restore" => (Route::NotBuilt, method == Method::POST, "POST"),
             "/v1/watch" | "/v1/backup" | "/openapi.json" => (Route::NotBuilt, read, "GET, HEAD"),
             _ => {
@@ -131,6 +143,8 @@ impl<'a> Route<'a> {
             Route::KvPut(_) => RouteKind::KvPut,
             Route::KvDelete(_) => RouteKind::KvDelete,
             Route::KvIncrement(_) => RouteKind::KvIncrement,
+            Route::Scan => RouteKind::Scan,
+            Route::DeleteRange => RouteKind::DeleteRange,
             Route::Cluster | Route::Join | Route::Locate(_) => RouteKind::Cluster,
             Route::Livez | Route::Readyz | Route::Metrics | Route::Page => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
@@ -143,6 +157,8 @@ impl<'a> Route<'a> {
             Route::KvGet(_) => Some(&["timeout", "consistency"]),
             Route::KvPut(_) => Some(&["timeout", "ttl"]),
             Route::KvIncrement(_) => Some(&["timeout", "by"]),
+            Route::Scan => Some(SCAN_PARAMETERS),
+            Route::DeleteRange => Some(DELETE_RANGE_PARAMETERS),
             Route::KvDelete(_) | Route::Cluster | Route::Join | Route::Locate(_) => Some(&["timeout"]),
             Route::Livez | Route::Readyz | Route::Metrics | Route::Page => Some(&[]),
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => None,
@@ -164,13 +180,13 @@ mod tests {
         assert_eq!(route("HEAD", "/v1/kv/a"), Route::KvGet("a"));
         assert_eq!(route("PUT", "/v1/kv/a/incr"), Route::KvPut("a/incr"), "a key may end like a route");
         assert_eq!(route("DELETE", "/v1/kv/"), Route::KvDelete(""), "an empty key is for the key's parser to refuse");
+        assert_eq!(route("GET", "/v1/kv"), Route::Scan);
+        assert_eq!(route("DELETE", "/v1/kv"), Route::DeleteRange);
         assert_eq!(route("POST", "/v1/kv/a/b/incr"), Route::KvIncrement("a/b"));
         assert_eq!(route("POST", "/v1/kv/a/incr/incr"), Route::KvIncrement("a/incr"));
         assert_eq!(route("POST", "/v1/cluster/nodes"), Route::Join);
         assert_eq!(route("GET", "/v1/locate/x/y"), Route::Locate("x/y"));
         for (method, path) in [
-            ("GET", "/v1/kv"),
-            ("DELETE", "/v1/kv"),
             ("POST", "/v1/batch"),
             ("POST", "/v1/txn"),
             ("GET", "/v1/watch"),

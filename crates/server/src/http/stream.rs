@@ -50,7 +50,7 @@ enum Framing {
         /// It is `1`: no answer, only `100 Continue`.
         interim: bool,
     },
-    /// Inside a body with so many bytes to come.
+    /// Inside a body with so many bytes to come; for a stream, after which the connection ends, as many as can be.
     Body(u64),
 }
 
@@ -170,7 +170,9 @@ impl Write for DoorStream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(cx))?;
-        Pin::new(&mut self.socket).poll_flush(cx)
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        self.state.note_flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

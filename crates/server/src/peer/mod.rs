@@ -29,6 +29,7 @@ use crate::mailbox::Inbox;
 use flotilla_node::event::Event;
 use flotilla_node::message::{Channel, PeerMessage};
 use flotilla_node::request::{Failure, FailureReason, Reply};
+use flotilla_node::scan::ScanPart;
 use flotilla_types::{ByteSize, ClusterId, NodeId, Rng};
 use outgoing::Outgoing;
 use std::cell::{Cell, RefCell};
@@ -225,6 +226,11 @@ impl Links {
                     reply: Reply::Failed(Failure::not_applied(FailureReason::Overloaded, detail)),
                     leader: None,
                 }
+            }
+            // A read: it is asked for again, here or elsewhere, as long as it has time.
+            PeerMessage::Scan(scan) => {
+                let refused = scan.groups.iter().map(|group| (*group, None)).collect();
+                PeerMessage::ScanPart { number: scan.number, answer: Ok(ScanPart { refused, ..ScanPart::default() }) }
             }
             PeerMessage::SnapshotChunk { group, transfer, number, .. } => {
                 PeerMessage::SnapshotTaken { group: *group, transfer: *transfer, number: *number, accepted: false }

@@ -1,12 +1,14 @@
 //! Point reads. As long as they are quick they run on the loop's thread, which costs nothing beyond
 //! the read; when the disk makes them slow they go to a few threads, so that heartbeats do not wait.
+//! Scans always go to threads, of their own, so that they hold up no point read.
 
 use super::spawn;
 use crate::job_queue::JobQueue;
 use crate::mailbox::{Mailbox, Report};
 use flotilla_node::effect::ReadJob;
 use flotilla_node::request::Reply;
-use flotilla_node::run_read;
+use flotilla_node::scan::ScanJob;
+use flotilla_node::{Event, run_read, run_scan};
 use flotilla_storage::store::StateStore;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,11 +19,13 @@ const SLOW: Duration = Duration::from_micros(200);
 /// Reads below this, on average, come back.
 const QUICK: Duration = Duration::from_micros(100);
 const THREADS: usize = 2;
+const SCAN_THREADS: usize = 2;
 
 /// Where reads are run.
 pub(crate) struct Readers<S> {
     store: S,
     jobs: JobQueue<ReadJob>,
+    scans: JobQueue<ScanJob>,
     threads: Vec<JoinHandle<()>>,
     pace: Pace,
 }
@@ -37,7 +41,8 @@ impl<S: StateStore> Readers<S> {
     /// Starts the threads.
     pub(crate) fn start(store: S, mailbox: &Arc<Mailbox>) -> Readers<S> {
         let jobs = JobQueue::<ReadJob>::default();
-        let threads = (0..THREADS)
+        let scans = JobQueue::<ScanJob>::default();
+        let mut threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 let (store, jobs) = (store.clone(), jobs.clone());
                 spawn("read", Arc::clone(mailbox), move |mailbox| {
@@ -49,7 +54,16 @@ impl<S: StateStore> Readers<S> {
                 })
             })
             .collect();
-        Readers { store, jobs, threads, pace: Pace::default() }
+        threads.extend((0..SCAN_THREADS).map(|_| {
+            let (store, scans) = (store.clone(), scans.clone());
+            spawn("scan", Arc::clone(mailbox), move |mailbox| {
+                while let Some(job) = scans.take_one() {
+                    let scanned = run_scan(&store, &job);
+                    mailbox.post(Report::Event(Event::Scanned { part: job.part, scanned }));
+                }
+            })
+        }));
+        Readers { store, jobs, scans, threads, pace: Pace::default() }
     }
 
     /// Runs a read here and now, or hands it over: then its answer comes by the mailbox.
@@ -64,6 +78,13 @@ impl<S: StateStore> Readers<S> {
         Some(reply)
     }
 
+    /// Hands scans over; what they read comes by the mailbox.
+    pub(crate) fn run_scans(&self, scans: Vec<ScanJob>) {
+        if !scans.is_empty() {
+            self.scans.push_all(scans);
+        }
+    }
+
     /// A read that was handed over took so long.
     pub(crate) fn note(&mut self, took: Duration) {
         self.pace.note(took);
@@ -72,6 +93,7 @@ impl<S: StateStore> Readers<S> {
     /// Ends the threads.
     pub(crate) fn finish(&mut self) {
         self.jobs.close();
+        self.scans.close();
         for thread in self.threads.drain(..) {
             // A panic was reported by the thread itself.
             let _ = thread.join();
@@ -82,6 +104,7 @@ impl<S: StateStore> Readers<S> {
 impl<S> Drop for Readers<S> {
     fn drop(&mut self) {
         self.jobs.close();
+        self.scans.close();
     }
 }
 
