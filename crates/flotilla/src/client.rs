@@ -8,6 +8,7 @@
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{HeaderMap, Method, Request, Uri};
 use std::io;
@@ -16,6 +17,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 /// How long a connection may take to be made.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
@@ -45,6 +47,15 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
+}
+
+/// An answer whose body comes piece by piece. Its connection ends when it is dropped.
+#[derive(Debug)]
+pub struct OpenAnswer {
+    body: Incoming,
+    driver: JoinHandle<hyper::Result<()>>,
+    /// How long a piece may take.
+    timeout: Duration,
 }
 
 /// One request, before it is sent anywhere.
@@ -173,7 +184,30 @@ impl Client {
         if answer.is_success() { Ok(answer.body) } else { bail!("{}", answer.problem()) }
     }
 
-    async fn send_to(&self, endpoint: &Endpoint, ask: &Ask) -> Result<Answer, Attempt> {
+    /// Sends a GET to the first endpoint that takes it, for an answer that may have no end; each piece
+    /// of it may take the client's time.
+    ///
+    /// # Errors
+    /// If no endpoint answered, or the answer is not 2xx.
+    pub async fn open(&self, ask: &Ask) -> anyhow::Result<OpenAnswer> {
+        let mut last = anyhow!("no endpoint");
+        for endpoint in &self.endpoints {
+            let opened = async {
+                let (stream, request) = self.connect(endpoint, ask).await.map_err(Attempt::into_error)?;
+                let opened = tokio::time::timeout(self.timeout + ANSWER_GRACE, open(stream, request, self.timeout + ANSWER_GRACE));
+                opened.await.map_err(|_| anyhow!("http://{} did not answer in time", endpoint.authority))?
+            };
+            match opened.await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(answer)) if answer.status == 503 => last = anyhow!("{}", answer.problem()),
+                Ok(Err(answer)) => bail!("{}", answer.problem()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect(&self, endpoint: &Endpoint, ask: &Ask) -> Result<(TcpStream, Request<Full<Bytes>>), Attempt> {
         let at = || format!("http://{}", endpoint.authority);
         let connect = tokio::time::timeout(CONNECT_TIME_MAX.min(self.timeout), TcpStream::connect(&endpoint.authority));
         let stream = match connect.await {
@@ -186,6 +220,12 @@ impl Client {
             request = request.header(*name, value);
         }
         let request = request.body(Full::new(ask.body.clone())).map_err(|error| Attempt::NotSent(error.into()))?;
+        Ok((stream, request))
+    }
+
+    async fn send_to(&self, endpoint: &Endpoint, ask: &Ask) -> Result<Answer, Attempt> {
+        let at = || format!("http://{}", endpoint.authority);
+        let (stream, request) = self.connect(endpoint, ask).await?;
         match tokio::time::timeout(self.timeout + ANSWER_GRACE, exchange(stream, request)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Attempt::Unknown(error.context(format!("{} broke off", at())))),
@@ -204,6 +244,61 @@ async fn exchange(stream: TcpStream, request: Request<Full<Bytes>>) -> anyhow::R
     let answer = answer.await;
     driver.abort();
     answer
+}
+
+/// As [`exchange`], as far as the head of a success; any other answer whole.
+async fn open(stream: TcpStream, request: Request<Full<Bytes>>, timeout: Duration) -> anyhow::Result<Result<OpenAnswer, Answer>> {
+    let (mut sender, connection) = http1::handshake(Socket(stream)).await.context("HTTP handshake")?;
+    let driver = tokio::spawn(connection);
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let opened = OpenAnswer { body, driver, timeout };
+    if head.status.is_success() {
+        return Ok(Ok(opened));
+    }
+    let body = opened.whole().await?;
+    Ok(Err(Answer { status: head.status.as_u16(), headers: head.headers, body }))
+}
+
+impl OpenAnswer {
+    /// The next piece; `None`: the answer is whole.
+    ///
+    /// # Errors
+    /// If it broke off, or nothing came for too long.
+    pub async fn piece(&mut self) -> anyhow::Result<Option<Bytes>> {
+        loop {
+            let frame = tokio::time::timeout(self.timeout, self.body.frame()).await;
+            match frame.map_err(|_| anyhow!("nothing of the answer came for {:?}", self.timeout))? {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(bytes) = frame.context("the answer broke off")?.into_data() {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn whole(mut self) -> anyhow::Result<Bytes> {
+        let mut whole = Vec::new();
+        while let Some(piece) = self.piece().await? {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.into())
+    }
+}
+
+impl Drop for OpenAnswer {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Attempt {
+    fn into_error(self) -> anyhow::Error {
+        match self {
+            Attempt::NotSent(error) | Attempt::Unknown(error) => error,
+        }
+    }
 }
 
 /// A tokio socket in hyper's traits; hyper-util would bring it, and a good deal more.

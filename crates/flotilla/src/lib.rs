@@ -11,4 +11,5 @@ pub mod connection;
 pub mod load;
 pub mod local_cluster;
 pub mod process_cpu;
+pub mod scan;
 pub mod text;

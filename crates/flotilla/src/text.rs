@@ -52,6 +52,58 @@ pub fn base64(bytes: &[u8]) -> String {
     out
 }
 
+/// The bytes that standard base64 with padding stands for; `None` if it is none.
+pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    let (mut group, mut bits) = (0u32, 0);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        group = group << 6 | u32::from(value);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((group >> bits) as u8);
+            group &= (1 << bits) - 1;
+        }
+    }
+    Some(bytes)
+}
+
+/// Bytes as they stand in a query's value.
+pub fn encode_query(bytes: &[u8]) -> String {
+    percent_encode(bytes, NON_ALPHANUMERIC).to_string()
+}
+
+/// Bytes on one line, without tabs: what is not printable is escaped as in `\n`, `\t`, `\\`, `\xff`.
+pub fn escape_line(bytes: &[u8]) -> String {
+    let mut line = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                '\\' => line.push_str("\\\\"),
+                '\n' => line.push_str("\\n"),
+                '\r' => line.push_str("\\r"),
+                '\t' => line.push_str("\\t"),
+                control if control.is_control() => line.extend(control.to_string().bytes().map(|byte| format!("\\x{byte:02x}"))),
+                letter => line.push(letter),
+            }
+        }
+        line.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +129,15 @@ mod tests {
     fn base64_is_that_of_rfc_4648() {
         for (text, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
             assert_eq!(base64(text.as_bytes()), coded);
+            assert_eq!(decode_base64(coded).as_deref(), Some(text.as_bytes()));
         }
+        assert_eq!(decode_base64("Zg"), None);
+        assert_eq!(decode_base64("Z*=="), None);
+    }
+
+    #[test]
+    fn a_line_shows_every_byte() {
+        assert_eq!(escape_line("a\tä\n\\".as_bytes()), "a\\tä\\n\\\\");
+        assert_eq!(escape_line(b"\xff\0"), "\\xff\\x00");
     }
 }

@@ -82,6 +82,8 @@ fn a_demo_cluster_serves_every_command() {
     assert_eq!(outcome(&["del", "bytes", "--endpoint", &first]), (0, "deleted\n".into(), String::new()));
     assert_eq!(outcome(&["del", "bytes", "--endpoint", &last]).1, "no such key\n");
 
+    check_scans(&first, &last);
+
     assert_eq!(outcome(&["incr", "visits/today", "--endpoint", &first]), (0, "1\n".into(), String::new()));
     assert_eq!(outcome(&["incr", "visits/today", "--by", "-43", "--endpoint", &last]).1, "-42\n");
     assert_eq!(outcome(&["get", "visits/today", "--endpoint", &first]).1, "-42");
@@ -112,10 +114,42 @@ fn a_demo_cluster_serves_every_command() {
     assert!(processor_times(&nodes).is_empty(), "the nodes outlive the demo");
 }
 
+/// Keys of all shards, in order, whichever node is asked.
+fn check_scans(first: &str, last: &str) {
+    for number in 0..12 {
+        assert_eq!(outcome(&["put", &format!("s/{number:02}"), &format!("v\t{number}"), "--endpoint", first]).0, 0);
+    }
+    let all: String = (0..12).map(|number| format!("s/{number:02}\tv\\t{number}\n")).collect();
+    for endpoint in [first, last] {
+        assert_eq!(outcome(&["scan", "--prefix", "s/", "--endpoint", endpoint]), (0, all.clone(), String::new()));
+    }
+    let some = ["scan", "--start", "s/03", "--end", "s/11", "--reverse", "--limit", "2", "--keys-only", "--endpoint", last];
+    assert_eq!(outcome(&some), (0, "s/10\ns/09\n".into(), String::new()));
+    let (_, line, _) = outcome(&["scan", "--prefix", "s/07", "--json", "--endpoint", last]);
+    let item: serde_json::Value = serde_json::from_str(&line).expect("a line of JSON");
+    assert_eq!((&item["key"], &item["value"]), (&"s/07".into(), &"v\t7".into()), "{line}");
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("all.ndjson");
+    assert_eq!(outcome(&["export", &file.display().to_string(), "--endpoint", last]), (0, String::new(), String::new()));
+    let exported = std::fs::read_to_string(&file).expect("it was written");
+    let key = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["key"].as_str().map(str::to_owned);
+    let keys: Vec<_> = exported.lines().map(key).collect();
+    assert!(keys.is_sorted() && keys.len() == 13 && keys[0].as_deref() == Some("a key/ä"), "{keys:?}");
+    assert_eq!(outcome(&["export", "--endpoint", first]), (0, exported, String::new()));
+
+    let mut socket = std::net::TcpStream::connect(first.trim_start_matches("http://")).expect("it listens");
+    socket.write_all(b"DELETE /v1/kv?prefix=s/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("text");
+    assert!(answer.ends_with("{\"deleted\":12}\n"), "{answer}");
+    assert_eq!(outcome(&["scan", "--prefix", "s/", "--endpoint", last]), (0, String::new(), String::new()));
+}
+
 #[test]
 fn bad_usage_exits_2_in_one_line() {
     for arguments in [
-        &["scan"][..],
+        &["watch"][..],
         &["cluster", "drain", "n1"],
         &["no-such-command"],
         &["get", ""],

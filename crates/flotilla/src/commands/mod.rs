@@ -4,10 +4,12 @@ mod bench;
 mod cluster;
 mod del;
 mod demo;
+mod export;
 mod get;
 mod incr;
 mod not_built;
 mod put;
+mod scan;
 mod serve;
 
 use clap::{Args, Subcommand};
@@ -34,6 +36,10 @@ pub(crate) enum Command {
     Del(del::DelArgs),
     /// Add to the integer that a key holds, and print the sum.
     Incr(incr::IncrArgs),
+    /// Print keys and values in order.
+    Scan(scan::ScanArgs),
+    /// Write all keys and values to a file or standard output, a JSON object a line.
+    Export(export::ExportArgs),
     /// Look at the cluster: nodes, shards, where a key lies.
     Cluster(cluster::ClusterArgs),
     /// Generate load and print latency percentiles.
@@ -71,6 +77,8 @@ impl Command {
             Command::Put(args) => block_on(args.run()),
             Command::Del(args) => block_on(args.run()),
             Command::Incr(args) => block_on(args.run()),
+            Command::Scan(args) => block_on(args.run()),
+            Command::Export(args) => block_on(args.run()),
             Command::Cluster(args) => block_on(args.run()),
             Command::Bench(args) => block_on(args.run()),
             Command::Other(words) => Err(not_built::refuse(&words)),
