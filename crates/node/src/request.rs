@@ -251,7 +251,7 @@ impl Request {
     pub fn is_write(&self) -> bool {
         match self {
             Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => true,
-            Request::Get { .. } | Request::GetStale { .. } | Request::Join(_) | Request::ClusterStatus => false,
+            Request::Get { .. } | Request::GetStale { .. } | Request::Scan(_) | Request::Join(_) | Request::ClusterStatus => false,
         }
     }
 

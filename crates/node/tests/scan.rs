@@ -13,6 +13,7 @@ use flotilla_types::{
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 const SHARDS: u32 = 3;
 const SIZES: [usize; 5] = [0, 5, 300, INLINE_VALUE_BYTES_MAX, CHUNK_BYTES + 1];
@@ -136,4 +137,25 @@ fn a_replica_that_was_replaced_is_named_and_not_read() {
     let (chunk, gone) = run_scan(applier.store(), &job).unwrap();
     assert_eq!(gone, [GroupId(2), GroupId(3)]);
     assert!(chunk.items.iter().all(|item| shard_of(item.key.as_bytes()) == 0) && !chunk.items.is_empty());
+}
+
+#[test]
+fn what_has_expired_is_not_shown() {
+    let mut applier = fill(SimulatedStore::new(), &BTreeMap::new());
+    let mut apply = |index, batch: &mut MutationBatch, clock| {
+        let entries = vec![Entry { index: LogIndex(index), term: Term(1), kind: EntryKind::Normal, data: batch.finish(Timestamp(clock)) }];
+        let group = GroupApply { replica: shard(0), entries, memberships: vec![], answers_wanted: false };
+        applier.apply(ApplyJob { groups: vec![group] }).unwrap();
+        let ask = ask(KeyRange::default(), (9, 1 << 20), false);
+        let (chunk, _) = run_scan(applier.store(), &job(&ask, 0..SHARDS)).unwrap();
+        chunk.items.iter().map(|item| item.key.as_bytes()[0]).collect::<Vec<u8>>()
+    };
+    let key = |name: u8| Key::new(vec![name]).unwrap();
+    let mut batch = MutationBatch::new();
+    batch.put_expiring(&key(b'a'), b"", Duration::from_millis(10), &Condition::ALWAYS);
+    batch.put(&key(b'b'), b"", &Condition::ALWAYS);
+    batch.put_expiring(&key(b'c'), b"", Duration::from_millis(11), &Condition::ALWAYS);
+    assert_eq!(apply(2, &mut batch, 100), b"abc");
+    batch.put(&key(b'd'), b"", &Condition::ALWAYS);
+    assert_eq!(apply(3, &mut batch, 110), b"bcd", "at its very deadline a key is gone");
 }

@@ -13,7 +13,7 @@ use super::rows::{KeyHead, chunk_rest};
 use bytes::{Bytes, BytesMut};
 use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError, StoreView};
-use flotilla_types::{Key, ReplicaKey, Version};
+use flotilla_types::{Key, ReplicaKey, Timestamp, Version};
 
 /// Why a key could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +44,16 @@ pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: 
 /// # Errors
 /// If the store fails or the replica's state is damaged.
 pub fn is_in_force<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32) -> Result<bool, ReadError> {
-    Ok(is_generation_in_force(&store.view()?, replica, generation)?)
+    Ok(clock_in_force(&store.view()?, replica, generation)?.is_some())
 }
 
-/// Whether a generation of a replica's rows is in force in a view: then all of its rows are in it.
-pub(super) fn is_generation_in_force<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32) -> Result<bool, StoreError> {
+/// The shard's clock in a view, if this generation of a replica's rows is in force there: then all of its rows
+/// are in it.
+pub(super) fn clock_in_force<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32) -> Result<Option<Timestamp>, StoreError> {
     let key = layout::state_key(replica);
-    let Some(row) = view.get(&key)? else { return Ok(false) };
+    let Some(row) = view.get(&key)? else { return Ok(None) };
     let state = decode_state(&key, &row).map_err(StoreError::Damaged)?;
-    Ok(state.generation == generation)
+    Ok((state.generation == generation).then_some(state.clock))
 }
 
 /// A key's present version and the length of its value; `None` if it is absent.

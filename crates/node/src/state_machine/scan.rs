@@ -4,14 +4,14 @@
 //! Each shard's rows are read ahead a few at a time and merged. Long values lie in chunk rows; they are
 //! read through the same view when their turn has come, so that none is read in vain.
 
-use super::read::{is_generation_in_force, read_chunks};
+use super::read::{clock_in_force, read_chunks};
 use super::rows::KeyHead;
 use crate::request::{Failure, FailureReason};
 use crate::scan::{ITEM_BYTES, ScanAsk, ScanChunk, ScanItem, ScanJob, Scanned};
 use bytes::Bytes;
 use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError, StoreView};
-use flotilla_types::{Key, KeyRange, ReplicaKey};
+use flotilla_types::{Key, KeyRange, ReplicaKey, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
@@ -39,10 +39,9 @@ fn scan<S: StateStore>(store: &S, job: &ScanJob) -> Result<(ScanChunk, Vec<floti
     let mut sources: Vec<Source> = Vec::new();
     for (replica, generation) in &job.shards {
         // In this very view: rows of a generation that is not in force may be swept in part.
-        if is_generation_in_force(&view, *replica, *generation)? {
-            sources.push(Source::new(*replica, *generation, &ask.range));
-        } else {
-            gone.push(replica.group);
+        match clock_in_force(&view, *replica, *generation)? {
+            Some(clock) => sources.push(Source::new(*replica, *generation, clock, &ask.range)),
+            None => gone.push(replica.group),
         }
     }
     // Keys are not shared between shards.
@@ -90,6 +89,8 @@ struct Row {
 struct Source {
     replica: ReplicaKey,
     generation: u32,
+    /// The shard's clock: what has expired by it is not there.
+    clock: Timestamp,
     /// What is left to be read, as keys of the store.
     from: Vec<u8>,
     to: Vec<u8>,
@@ -103,17 +104,18 @@ impl Row {
 }
 
 impl Source {
-    fn new(replica: ReplicaKey, generation: u32, range: &KeyRange) -> Source {
+    fn new(replica: ReplicaKey, generation: u32, clock: Timestamp, range: &KeyRange) -> Source {
         let row = |rest: &[u8]| layout::data_row(replica, generation, RowKind::Key, rest);
         let to = range.end.as_ref().map_or_else(|| layout::prefix_end(&row(&[])), |end| row(end));
-        Source { replica, generation, from: row(&range.start), to, ahead: VecDeque::new() }
+        Source { replica, generation, clock, from: row(&range.start), to, ahead: VecDeque::new() }
     }
 
     /// Reads the next rows, up to so many rows and bytes; none are left behind the last.
     fn read_ahead<V: StoreView>(&mut self, view: &V, reverse: bool, (rows_max, bytes_max): (usize, usize)) -> Result<(), StoreError> {
-        let ahead = &mut self.ahead;
+        let (ahead, clock) = (&mut self.ahead, self.clock);
         let (mut failed, mut bytes, mut last) = (None, 0, None);
         let mut visit = |row_key: &[u8], row: &[u8]| match read_row(row_key, row) {
+            Ok(found) if found.head.is_expired(clock) => ControlFlow::Continue(()),
             Ok(found) => {
                 bytes += row_key.len() + row.len();
                 ahead.push_back(found);
