@@ -36,7 +36,7 @@ fn follower() -> Cluster {
     cluster.settle();
     cluster.group(1).propose(Bytes::from_static(b"a")).expect("the leader takes it");
     cluster.settle();
-    (0..5).for_each(|_| cluster.group(1).tick());
+    (0..GroupConfig::default().heartbeat_ticks).for_each(|_| cluster.group(1).tick());
     cluster.settle();
     assert_eq!(cluster.group(2).commit(), LogIndex(3));
     cluster
