@@ -10,9 +10,9 @@ use flotilla_types::{Entry, EntryKind, HardState, LogIndex, Member, Membership, 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
-/// Where every group is born: never at an empty log, so that a new replica begins from a snapshot.
 /// What the scripts' numbers of ticks are reckoned by.
 pub const HEARTBEAT_TICKS: usize = 5;
+/// Where every group is born: never at an empty log, so that a new replica begins from a snapshot.
 pub const BIRTH: (LogIndex, Term) = (LogIndex(1), Term(1));
 
 /// What survives a restart.
