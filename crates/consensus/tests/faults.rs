@@ -3,7 +3,7 @@
 mod cluster;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use cluster::{BIRTH, Cluster, membership, open};
+use cluster::{BIRTH, Cluster, HEARTBEAT_TICKS, membership, open};
 use flotilla_consensus::{ConsensusError, Group, GroupConfig, Message, ProposeError, RaftRole, Restored, StepError};
 use flotilla_types::wire::Reader;
 use flotilla_types::{Entry, EntryKind, HardState, LogIndex, ReplicaId, Rng, Term};
@@ -36,7 +36,7 @@ fn follower() -> Cluster {
     cluster.settle();
     cluster.group(1).propose(Bytes::from_static(b"a")).expect("the leader takes it");
     cluster.settle();
-    (0..5).for_each(|_| cluster.group(1).tick());
+    (0..HEARTBEAT_TICKS).for_each(|_| cluster.group(1).tick());
     cluster.settle();
     assert_eq!(cluster.group(2).commit(), LogIndex(3));
     cluster

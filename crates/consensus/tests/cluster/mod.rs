@@ -10,6 +10,8 @@ use flotilla_types::{Entry, EntryKind, HardState, LogIndex, Member, Membership, 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
+/// What the scripts' numbers of ticks are reckoned by.
+pub const HEARTBEAT_TICKS: usize = 5;
 /// Where every group is born: never at an empty log, so that a new replica begins from a snapshot.
 pub const BIRTH: (LogIndex, Term) = (LogIndex(1), Term(1));
 
@@ -62,7 +64,7 @@ pub fn open(id: u64, disk: &Disk, seed: u64) -> Group {
         start: disk.start,
         entries: disk.entries.clone(),
     };
-    let config = GroupConfig { replica: ReplicaId(id), ..GroupConfig::default() };
+    let config = GroupConfig { replica: ReplicaId(id), heartbeat_ticks: HEARTBEAT_TICKS, ..GroupConfig::default() };
     Group::new(config, restored, Rng::new(seed * 1000 + id)).expect("the disk is sound")
 }
 
