@@ -4,8 +4,9 @@
 //! the last item: a stream is page after page, so nothing is lost by that, and nothing shown twice.
 
 use crate::client::{Ask, Client, OpenAnswer};
-use crate::text::{decode_base64, encode_query};
+use crate::text::encode_query;
 use anyhow::{Context, anyhow, bail};
+use flotilla_api::base64;
 use hyper::Method;
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -175,7 +176,7 @@ fn parse_line(text: Vec<u8>) -> anyhow::Result<Item> {
     }
     let bytes = |text: Option<String>, coded: Option<String>| match (text, coded) {
         (Some(text), _) => Some(text.into_bytes()),
-        (None, Some(coded)) => decode_base64(&coded),
+        (None, Some(coded)) => base64::decode(&coded),
         (None, None) => None,
     };
     let key = bytes(line.key, line.key_b64).ok_or_else(|| anyhow!("the server sent a line without a key"))?;

@@ -240,6 +240,7 @@ impl Trial<'_> {
             }
         };
         demand("a put without room", refused, 507);
+        demand("an increment without room", status_of(&mut wire, "POST", "/v1/kv/counter/incr").await, 507);
         demand("a get without room", status_of(&mut wire, "GET", &path(1)).await, 200);
         demand("a delete without room", status_of(&mut wire, "DELETE", &path(0)).await, 200);
         alone.kill(0);

@@ -390,7 +390,8 @@ impl Node {
                 self.disk_is_low = is_low;
                 self.out.notices.push(match is_low {
                     true => Notice::Error(
-                        "the disk is almost full: puts are refused with 507 until there is room; deletes still work".to_owned(),
+                        "the disk is almost full: puts and increments are refused with 507 until there is room; deletes still work"
+                            .to_owned(),
                     ),
                     false => Notice::Info("there is room on the disk again: puts are taken".to_owned()),
                 });

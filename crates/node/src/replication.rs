@@ -81,8 +81,11 @@ impl LogQueue {
 impl Node {
     /// Proposes what was asked of a shard in this turn as one entry (or as few as the limits allow).
     pub(crate) fn propose_pending(&mut self, group: GroupId, now: Now) {
+        if self.replicas.get(&group).is_none_or(|replica| replica.pending.is_empty()) {
+            return;
+        }
         let clock = self.clock(now);
-        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.pending.is_empty()) else { return };
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
         if !replica.is_leader() {
             let unproposed = replica.take_pending();
             return self.reroute(group, unproposed);

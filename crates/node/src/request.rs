@@ -255,6 +255,15 @@ impl Request {
         }
     }
 
+    /// Whether it is a write that may need more room on the disk than it gives back: deletes do not.
+    pub fn needs_room(&self) -> bool {
+        match self {
+            Request::Idempotent { write, .. } => write.needs_room(),
+            Request::Put { .. } | Request::Increment { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The key it is about, if it is about one.
     pub fn key(&self) -> Option<&Key> {
         match self {
@@ -289,5 +298,21 @@ impl Request {
             Some(id) => Request::Idempotent { id, write: Box::new(self) },
             None => self,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_frees_room_is_let_through_whether_or_not_it_is_to_happen_once() {
+        let key = || Key::new("k").expect("a key");
+        let once = |write| Request::Idempotent { id: RequestId(1), write: Box::new(write) };
+        let put = || Request::Put { key: key(), value: Bytes::new(), ttl: None, condition: Condition::ALWAYS };
+        let increment = || Request::Increment { key: key(), by: 1, condition: Condition::ALWAYS };
+        let delete = || Request::Delete { key: key(), condition: Condition::ALWAYS };
+        assert!([put(), increment(), once(put()), once(increment())].iter().all(Request::needs_room));
+        assert!(![delete(), once(delete()), Request::Get { key: key() }, Request::ClusterStatus].iter().any(Request::needs_room));
     }
 }

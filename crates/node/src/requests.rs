@@ -177,7 +177,7 @@ impl Node {
                     let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
                 }
-                if self.log_is_full || (self.disk_is_low && matches!(request, Request::Put { .. })) {
+                if self.log_is_full || (self.disk_is_low && request.needs_room()) {
                     self.stats.refused += 1;
                     let detail = "the disk of the shard's leader is full: free some space there, or delete keys";
                     return self.refuse(waiter.to, FailureReason::DiskFull, detail);

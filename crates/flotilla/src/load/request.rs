@@ -1,7 +1,7 @@
 //! Requests as bytes: everything but the key is formed ahead, so that sending one is a copy.
 
 use super::keys::key_of;
-use crate::text::base64;
+use flotilla_api::base64;
 use flotilla_types::Rng;
 use std::net::SocketAddr;
 
@@ -45,7 +45,7 @@ impl Requests {
                 }
             }
             Protocol::EtcdGateway => {
-                let key_length = base64(key_of(0).as_bytes()).len();
+                let key_length = base64::encode(key_of(0).as_bytes()).len();
                 let post = |route: &str, tail: String| {
                     let body_length = r#"{"key":""#.len() + key_length + tail.len();
                     let head = format!(
@@ -54,7 +54,11 @@ impl Requests {
                     template(head + r#"{"key":""#, tail.into_bytes())
                 };
                 // A range without `serializable` is linearizable, as Flotilla's reads are.
-                Requests { protocol, put: post("put", format!(r#"","value":"{}"}}"#, base64(&value))), get: post("range", r#""}"#.into()) }
+                Requests {
+                    protocol,
+                    put: post("put", format!(r#"","value":"{}"}}"#, base64::encode(&value))),
+                    get: post("range", r#""}"#.into()),
+                }
             }
         }
     }
@@ -76,7 +80,7 @@ impl Requests {
                 }
                 buffer.extend_from_slice(&digits);
             }
-            Protocol::EtcdGateway => buffer.extend_from_slice(base64(key_of(number).as_bytes()).as_bytes()),
+            Protocol::EtcdGateway => buffer.extend_from_slice(base64::encode(key_of(number).as_bytes()).as_bytes()),
         }
         buffer.extend_from_slice(&template.after_key);
     }
@@ -104,6 +108,6 @@ mod tests {
     #[test]
     fn the_key_is_the_one_named() {
         assert!(text(Protocol::Flotilla, false).starts_with(&format!("GET /v1/kv/{} HTTP/1.1\r\n", key_of(1234))));
-        assert!(text(Protocol::EtcdGateway, false).ends_with(&format!(r#"{{"key":"{}"}}"#, base64(key_of(1234).as_bytes()))));
+        assert!(text(Protocol::EtcdGateway, false).ends_with(&format!(r#"{{"key":"{}"}}"#, base64::encode(key_of(1234).as_bytes()))));
     }
 }

@@ -138,25 +138,17 @@ impl Live {
         if let Some((deadline, key)) = &self.expiry.from {
             from.extend_from_slice(&index_rest(*deadline, key));
         }
-        let (found, mut bytes, mut behind, mut damage) = (&mut self.expiry.found, 0, None, None);
-        store.view()?.scan(&from, &end, &mut |key, value| match read_row(&key[GENERATION_PREFIX_BYTES..], value) {
-            Ok((place, _)) if place.0 > clock || found.len() >= FOUND_MAX || bytes >= FOUND_BYTES_MAX => {
+        let (found, mut bytes, mut behind) = (&mut self.expiry.found, 0, None);
+        store.view()?.try_scan(&from, &end, &mut |key, value| {
+            let (place, value_bytes) = read_row(&key[GENERATION_PREFIX_BYTES..], value)?;
+            if place.0 > clock || found.len() >= FOUND_MAX || bytes >= FOUND_BYTES_MAX {
                 behind = Some(place);
-                ControlFlow::Break(())
+                return Ok(ControlFlow::Break(()));
             }
-            Ok((place, value_bytes)) => {
-                bytes += place.1.as_bytes().len() + value_bytes;
-                found.insert(place);
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                damage = Some(error);
-                ControlFlow::Break(())
-            }
+            bytes += place.1.as_bytes().len() + value_bytes;
+            found.insert(place);
+            Ok(ControlFlow::Continue(()))
         })?;
-        if let Some(error) = damage {
-            return Err(error);
-        }
         let next = behind.as_ref().map(|(deadline, _)| *deadline);
         self.expiry.from = behind.or_else(|| self.expiry.found.last().cloned()).or(self.expiry.from.take());
         Ok(next)

@@ -124,26 +124,12 @@ pub(super) fn decode_state(key: &[u8], value: &[u8]) -> Result<ReplicaState, Str
 fn read_control<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32) -> Result<Option<Arc<ControlState>>, StoreError> {
     let prefix = layout::data_row(replica, generation, RowKind::Control, &[]);
     let mut rows = Vec::new();
-    let mut damage = None;
-    view.scan(&prefix, &layout::prefix_end(&prefix), &mut |key, value| {
-        let row = layout::verify(&key[GENERATION_PREFIX_BYTES..], value).and_then(|body| {
-            let name = RowKey::decode(&key[prefix.len()..]).map_err(|error| StoreError::Damaged(format!("a control row: {error}")))?;
-            Ok((name, Bytes::copy_from_slice(body)))
-        });
-        match row {
-            Ok(row) => {
-                rows.push(row);
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                damage = Some(error);
-                ControlFlow::Break(())
-            }
-        }
+    view.try_scan(&prefix, &layout::prefix_end(&prefix), &mut |key, value| {
+        let body = layout::verify(&key[GENERATION_PREFIX_BYTES..], value)?;
+        let name = RowKey::decode(&key[prefix.len()..]).map_err(|error| StoreError::Damaged(format!("a control row: {error}")))?;
+        rows.push((name, Bytes::copy_from_slice(body)));
+        Ok(ControlFlow::Continue(()))
     })?;
-    if let Some(error) = damage {
-        return Err(error);
-    }
     if rows.is_empty() {
         return Ok(None);
     }

@@ -44,18 +44,13 @@ impl IdempotencyTable {
     /// Reads the rows of a generation.
     pub(super) fn read<V: StoreView>(view: &V, replica: ReplicaKey, generation: u32) -> Result<IdempotencyTable, StoreError> {
         let prefix = layout::data_row(replica, generation, RowKind::Idempotency, &[]);
-        let (mut table, mut damage) = (IdempotencyTable::default(), None);
-        view.scan(&prefix, &layout::prefix_end(&prefix), &mut |key, value| match read_row(&key[GENERATION_PREFIX_BYTES..], value) {
-            Ok((id, at, record)) => {
-                table.insert(id, at, record);
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                damage = Some(error);
-                ControlFlow::Break(())
-            }
+        let mut table = IdempotencyTable::default();
+        view.try_scan(&prefix, &layout::prefix_end(&prefix), &mut |key, value| {
+            let (id, at, record) = read_row(&key[GENERATION_PREFIX_BYTES..], value)?;
+            table.insert(id, at, record);
+            Ok(ControlFlow::Continue(()))
         })?;
-        damage.map_or(Ok(table), Err)
+        Ok(table)
     }
 
     fn insert(&mut self, id: RequestId, at: Timestamp, record: Record) {

@@ -167,28 +167,25 @@ impl<V: StoreView> SnapshotReader<V> {
                 last
             },
         );
-        let (mut last, mut damage, totals, left_out) = (None, None, &mut self.totals, self.left_out.map(|kind| kind as u8));
-        self.view.scan(&from, &layout::prefix_end(&self.prefix), &mut |key, value| {
+        let (mut last, totals, left_out) = (None, &mut self.totals, self.left_out.map(|kind| kind as u8));
+        self.view.try_scan(&from, &layout::prefix_end(&self.prefix), &mut |key, value| {
             let relative_key = &key[GENERATION_PREFIX_BYTES..];
             if left_out == Some(relative_key[0]) {
-                return ControlFlow::Continue(());
+                return Ok(ControlFlow::Continue(()));
             }
-            if let Err(error) = layout::verify(relative_key, value) {
-                damage = Some(error);
-                return ControlFlow::Break(());
-            }
+            layout::verify(relative_key, value)?;
             out.write_bytes(relative_key);
             out.write_bytes(value);
             totals.count(relative_key, value);
             if out.len() < bytes_max {
-                return ControlFlow::Continue(());
+                return Ok(ControlFlow::Continue(()));
             }
             last = Some(key.to_vec());
-            ControlFlow::Break(())
+            Ok(ControlFlow::Break(()))
         })?;
         self.rows_done = last.is_none();
         self.last = last;
-        damage.map_or(Ok(()), Err)
+        Ok(())
     }
 }
 

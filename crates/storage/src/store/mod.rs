@@ -119,6 +119,26 @@ pub trait StoreView: Send + 'static {
     /// # Errors
     /// If a row cannot be read or is damaged.
     fn scan_back(&self, from: &[u8], to: &[u8], visit: RowVisitor<'_>) -> Result<(), StoreError>;
+
+    /// As [`StoreView::scan`], with a visitor that may fail, which ends it.
+    ///
+    /// # Errors
+    /// As there, and the visitor's own.
+    fn try_scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut failed = None;
+        self.scan(from, to, &mut |key, value| {
+            visit(key, value).unwrap_or_else(|error| {
+                failed = Some(error);
+                ControlFlow::Break(())
+            })
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
 }
 
 impl WriteBatch {
