@@ -100,6 +100,9 @@ pub trait StateStore: Clone + Send + Sync + 'static {
 /// Is shown a row's key and value, and says whether to go on.
 pub type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
+/// As [`RowVisitor`], and may fail, which ends the visit.
+pub type FallibleRowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>;
+
 /// A consistent, unmoving view of a store.
 pub trait StoreView: Send + 'static {
     /// The value of a row in this view.
@@ -124,12 +127,7 @@ pub trait StoreView: Send + 'static {
     ///
     /// # Errors
     /// As there, and the visitor's own.
-    fn try_scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn try_scan(&self, from: &[u8], to: &[u8], visit: FallibleRowVisitor<'_>) -> Result<(), StoreError> {
         let mut failed = None;
         self.scan(from, to, &mut |key, value| {
             visit(key, value).unwrap_or_else(|error| {
