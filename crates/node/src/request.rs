@@ -7,7 +7,7 @@ use flotilla_types::wire::DecodeError;
 use flotilla_types::{Condition, Key, NodeId, Outcome, Version};
 use std::fmt;
 use std::time::Duration;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
 /// A client's request, whichever door it came through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +184,12 @@ impl RequestId {
     /// The id of a key of the client's choice.
     pub fn of(idempotency_key: &[u8]) -> RequestId {
         RequestId(xxh3_128(idempotency_key))
+    }
+
+    /// The id of one of several writes under one key of the client's choice.
+    pub fn of_part(idempotency_key: &[u8], place: u64) -> RequestId {
+        // Not the seed 0, under which whole requests stand.
+        RequestId(xxh3_128_with_seed(idempotency_key, place + 1))
     }
 }
 

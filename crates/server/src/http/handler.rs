@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use super::backend::Backend;
+use super::batch;
 use super::body::{AnswerBody, read_body};
 use super::door::{ConnectionState, Door, Phase, Reservation};
 use super::join;
@@ -10,8 +11,8 @@ use super::scan;
 use crate::metrics::{self, Exposition, add, increment};
 use bytes::Bytes;
 use flotilla_api::http::{
-    Consistency, LIMIT_MAX, Query, ScanParameters, decode_key, increment_answer, parse_if_match, parse_if_none_match, parse_range,
-    put_answer, wants_lines,
+    Consistency, LIMIT_MAX, Query, ScanParameters, decode_key, increment_answer, parse_batch, parse_if_match, parse_if_none_match,
+    parse_range, put_answer, wants_lines,
 };
 use flotilla_api::{ErrorCode, Problem};
 use flotilla_node::request::{Reply, Request as NodeRequest, RequestId, WriteRefusal};
@@ -98,7 +99,7 @@ impl<B: Backend> Exchange<'_, B> {
             _ => Query::default(),
         };
         // Silently written once more, or kept for ever, would be worse than refused.
-        let takes_ids = matches!(route, Route::KvPut(_) | Route::KvDelete(_) | Route::KvIncrement(_));
+        let takes_ids = matches!(route, Route::KvPut(_) | Route::KvDelete(_) | Route::KvIncrement(_) | Route::Batch);
         if is_write(self.method) && !takes_ids && self.headers.contains_key(IDEMPOTENCY_KEY) {
             return Err(not_built("the header Idempotency-Key on this route"));
         }
@@ -159,6 +160,22 @@ impl<B: Backend> Exchange<'_, B> {
                 let increment = NodeRequest::Increment { key: key.clone(), by, condition }.once(id);
                 Ok(write_answer(self.door.backend.request(increment, timeout).await, &key))
             }
+            Route::Batch => {
+                self.check_origin()?;
+                let (id, timeout) = (self.idempotency_key()?, query.timeout()?);
+                if !self.condition()?.is_always() {
+                    return Err(Problem::new(ErrorCode::BadCondition, "a batch has its conditions in its operations: if_version"));
+                }
+                let value_bytes_max = self.door.options.value_bytes_max;
+                let began_ms = self.door.shared.now_ms.get();
+                // A value of full length in base64 fits in with room to spare.
+                let (json, _reservation) = self.read_body(body, 2 * value_bytes_max, timeout).await?;
+                unread.set(false);
+                let ops = parse_batch(&json, value_bytes_max)?;
+                drop(json);
+                let timeout = self.rest_of(timeout, began_ms)?;
+                Ok(batch::run(&self.door.backend, ops, id.map(Bytes::copy_from_slice), timeout).await)
+            }
             Route::Cluster => {
                 let reply = self.door.backend.request(NodeRequest::ClusterStatus, query.timeout()?).await;
                 Ok(match reply {
@@ -214,13 +231,17 @@ impl<B: Backend> Exchange<'_, B> {
 
     /// Under which id the write is to be done once, if it is to be.
     fn request_id(&self) -> Result<Option<RequestId>, Problem> {
+        Ok(self.idempotency_key()?.map(RequestId::of))
+    }
+
+    fn idempotency_key(&self) -> Result<Option<&[u8]>, Problem> {
         let mut fields = self.headers.get_all(IDEMPOTENCY_KEY).into_iter().map(hyper::header::HeaderValue::as_bytes);
         let Some(key) = fields.next() else { return Ok(None) };
         if fields.next().is_some() || !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
             let detail = format!("an Idempotency-Key stands once and has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
             return Err(Problem::new(ErrorCode::BadIdempotencyKey, detail));
         }
-        Ok(Some(RequestId::of(key)))
+        Ok(Some(key))
     }
 
     async fn read_body(&self, body: Incoming, bytes_max: usize, timeout: Duration) -> Result<(Bytes, Reservation), Problem> {
@@ -281,13 +302,13 @@ fn write_answer(reply: Reply, key: &Key) -> Answer {
         Reply::Deleted { deleted: false } => Answer::json(StatusCode::OK, "{\"deleted\":false}\n"),
         Reply::ConditionFailed { present } => condition_failed().with_etag(present),
         Reply::Incremented { value, version } => Answer::json(StatusCode::OK, increment_answer(value, version)).with_etag(Some(version)),
-        Reply::Refused(refusal) => Answer::problem(&refused(refusal)),
+        Reply::Refused(refusal) => Answer::problem(&refusal_problem(refusal)),
         other => unexpected(other, Outcome::Unknown),
     }
 }
 
 /// What certainly did not happen because of what is there.
-fn refused(refusal: WriteRefusal) -> Problem {
+pub(super) fn refusal_problem(refusal: WriteRefusal) -> Problem {
     match refusal {
         WriteRefusal::NotAnInteger => {
             Problem::new(ErrorCode::NotAnInteger, "the key's value is no decimal integer of 64 bits; nothing was written")
@@ -306,7 +327,11 @@ fn refused(refusal: WriteRefusal) -> Problem {
 }
 
 fn condition_failed() -> Answer {
-    Answer::problem(&Problem::new(ErrorCode::ConditionFailed, "the key's version is not what the condition asks for; nothing was written"))
+    Answer::problem(&condition_problem())
+}
+
+pub(super) fn condition_problem() -> Problem {
+    Problem::new(ErrorCode::ConditionFailed, "the key's version is not what the condition asks for; nothing was written")
 }
 
 /// A failure; or a reply to another request, which is a bug of ours and tells nothing of what happened.

@@ -10,6 +10,7 @@
 
 mod answer;
 mod backend;
+mod batch;
 mod body;
 mod connection;
 mod door;
