@@ -9,7 +9,7 @@
 //! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
-//! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown.
+//! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
 
 mod apply_queue;
 pub mod boot;
@@ -31,6 +31,7 @@ pub mod request;
 mod requests;
 pub mod scan;
 pub mod state_machine;
+mod stats;
 pub mod status;
 pub mod store_worker;
 mod supervise;
@@ -39,8 +40,9 @@ mod transfer;
 pub use effect::{Effects, ReadJob, ReplyTo, StoreJob};
 pub use event::{Event, Now, StoreEvent, Ticket};
 pub use message::PeerMessage;
-pub use node::{Node, NodeConfig, NodeStats, StartError};
+pub use node::{Node, NodeConfig, StartError};
 pub use request::{Failure, FailureReason, JoinRequest, Reply, Request};
 pub use state_machine::run_scan;
+pub use stats::NodeStats;
 pub use status::{ClusterStatus, Location};
 pub use store_worker::{StoreWorker, run_read};

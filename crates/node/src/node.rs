@@ -21,6 +21,7 @@ use crate::request::{Failure, FailureReason, Reply};
 use crate::requests::Requests;
 use crate::scan::Scans;
 use crate::state_machine::{MutationBatch, ReplicaState};
+use crate::stats::NodeStats;
 use crate::supervise::Supervision;
 use crate::transfer::Transfers;
 use flotilla_consensus::{Group, GroupConfig, Restored};
@@ -99,47 +100,6 @@ pub enum StartError {
 pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) since: Instant,
-}
-
-/// Plain counters of what the node did, for metrics.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NodeStats {
-    /// Requests taken from the doors.
-    pub requests: u64,
-    /// Requests forwarded to a leader elsewhere.
-    pub forwarded: u64,
-    /// Requests of other nodes answered here.
-    pub served_for_peers: u64,
-    /// Requests refused because a bound was met.
-    pub refused: u64,
-    /// Entries proposed.
-    pub proposals: u64,
-    /// Mutations in them.
-    pub mutations: u64,
-    /// Leadership rounds begun.
-    pub read_rounds: u64,
-    /// Reads answered by a round.
-    pub reads: u64,
-    /// Pages of scans that were asked for at this node's doors.
-    pub scans: u64,
-    /// Log jobs.
-    pub log_jobs: u64,
-    /// Raft messages sent.
-    pub raft_messages: u64,
-    /// Times one of this node's replicas began to lead.
-    pub elections_won: u64,
-    /// Snapshots sent whole.
-    pub snapshots_sent: u64,
-    /// Snapshots installed.
-    pub snapshots_installed: u64,
-    /// Requests under way.
-    pub requests_under_way: u64,
-    /// Bytes handed to the apply thread and not yet applied.
-    pub unapplied_bytes: u64,
-    /// Replicas on this node.
-    pub replicas: u64,
-    /// Of these, leaders.
-    pub leaders: u64,
 }
 
 /// One node.
@@ -509,13 +469,6 @@ impl Node {
         self.next_tick
     }
 
-    /// What the node counted.
-    pub fn stats(&mut self) -> &NodeStats {
-        self.stats.replicas = self.replicas.len() as u64;
-        self.stats.leaders = self.replicas.values().filter(|replica| replica.is_leader()).count() as u64;
-        &self.stats
-    }
-
     /// This node's id.
     pub fn id(&self) -> NodeId {
         self.identity.node
@@ -562,7 +515,7 @@ impl Node {
     }
 
     /// A node's name, or its id if it has none here.
-    pub(crate) fn name_of(&self, node: NodeId) -> String {
+    pub fn name_of(&self, node: NodeId) -> String {
         self.control.node_record(node).map_or_else(|| node.to_string(), |record| record.profile.name.clone())
     }
 

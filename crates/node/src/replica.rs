@@ -105,6 +105,8 @@ pub(crate) struct Replica {
     pub(crate) senders: BTreeMap<ReplicaId, NodeId>,
     /// Who led at the last look, and since when nobody has.
     pub(crate) leader_seen: Option<NodeId>,
+    /// Whether it asked for votes then.
+    pub(crate) campaigns_seen: bool,
     pub(crate) leaderless_since: Option<Instant>,
     pub(crate) checkpoints: Checkpoints,
     /// The configuration change that this leader has proposed and that is not yet committed.
@@ -146,6 +148,7 @@ impl Replica {
             install: None,
             senders: BTreeMap::new(),
             leader_seen: None,
+            campaigns_seen: false,
             leaderless_since: Some(now),
             checkpoints: BTreeMap::new(),
             change_at: None,

@@ -15,7 +15,7 @@ use crate::state_machine::{
     GroupApplied, GroupApply, IDEMPOTENT_BYTES, INCREMENT_BYTES, MutationBatch, MutationResult, ReplicaState, StopReason, TTL_BYTES,
 };
 use bytes::Bytes;
-use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, Ready, Restored, StepError};
+use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, RaftRole, Ready, Restored, StepError};
 use flotilla_storage::log::{LogBatch, LogRecord};
 use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
@@ -487,6 +487,13 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let leader = if replica.is_leader() { Some(me) } else { replica.leader_node() };
         let before = std::mem::replace(&mut replica.leader_seen, leader);
+        let campaigns = matches!(replica.group.role(), RaftRole::PreCandidate | RaftRole::Candidate);
+        // Who needs no other vote has won before it is seen to ask for any.
+        let has_won = leader == Some(me) && before != leader;
+        if (campaigns || has_won) && !replica.campaigns_seen {
+            self.stats.elections_begun += 1;
+        }
+        replica.campaigns_seen = campaigns;
         match leader {
             Some(_) => {
                 replica.leaderless_since = None;
@@ -499,6 +506,7 @@ impl Node {
         if leader == before {
             return;
         }
+        self.stats.leader_changes += u64::from(leader.is_some());
         if leader == Some(me) {
             replica.expiry.begin_to_lead();
         }

@@ -72,6 +72,10 @@ impl Requests {
         self.under_way.len()
     }
 
+    pub(crate) fn bytes_under_way(&self) -> usize {
+        self.bytes
+    }
+
     fn admit(&mut self, ticket: Ticket, bytes: usize) -> bool {
         if self.under_way.len() >= self.requests_max || self.bytes + bytes > self.bytes_max {
             return false;

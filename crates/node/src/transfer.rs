@@ -80,6 +80,11 @@ impl Transfers {
         Transfers { next, outgoing: BTreeMap::new() }
     }
 
+    /// Bytes of chunks that were read ahead.
+    pub(crate) fn bytes(&self) -> usize {
+        self.outgoing.values().filter_map(|outgoing| outgoing.ready.as_ref()).map(|chunk| chunk.bytes.len()).sum()
+    }
+
     /// The oldest position a group's snapshot under way was taken at: its log is kept from there on.
     pub(crate) fn oldest_index(&self, group: GroupId) -> Option<LogIndex> {
         self.outgoing.values().filter(|o| o.source.group == group).filter_map(|o| o.position.as_ref().map(|(index, _)| *index)).min()

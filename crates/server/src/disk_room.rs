@@ -14,13 +14,25 @@ const RESERVE_BYTES: u64 = 256 << 20;
 pub(crate) struct DiskRoom {
     path: CString,
     is_low: bool,
+    found: Option<Room>,
+}
+
+/// What a file system was found to have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Bytes that this process may still write.
+    pub(crate) free: u64,
+    /// Bytes in all.
+    pub(crate) total: u64,
+    /// Whether so little is free that writes are refused.
+    pub(crate) is_low: bool,
 }
 
 impl DiskRoom {
     /// Of the file system that `path` lies on; enough room is assumed until it is looked at.
     pub(crate) fn of(path: &Path) -> DiskRoom {
         let path = CString::new(path.as_os_str().as_bytes()).expect("a path that was opened has no zero in it");
-        DiskRoom { path, is_low: false }
+        DiskRoom { path, is_low: false, found: None }
     }
 
     /// Looks; gives whether room is low if that has changed.
@@ -30,7 +42,13 @@ impl DiskRoom {
         let is_low = is_low(free, total, self.is_low);
         let has_changed = is_low != self.is_low;
         self.is_low = is_low;
+        self.found = Some(Room { free, total, is_low });
         has_changed.then_some(is_low)
+    }
+
+    /// What was found last.
+    pub(crate) fn found(&self) -> Option<Room> {
+        self.found
     }
 
     /// Bytes free for us, and in all.

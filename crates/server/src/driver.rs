@@ -207,6 +207,7 @@ impl<S: StateStore> Driver<S> {
         if let Some(is_low) = self.room.look() {
             self.shared.inbox.push(Event::DiskRoom { is_low });
         }
+        self.shared.room.set(self.room.found());
         let now = self.shared.clock.instant();
         for (what, watch) in [("log", self.log.watch()), ("apply", self.store.watch())] {
             let busy = watch.busy(now);

@@ -2,8 +2,10 @@
 //! no lock, no wake-up of another thread and no allocation of its own.
 
 use crate::clock::Clock;
+use crate::disk_room::Room;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::peer::Links;
+use crate::threads::{LogNumbers, StoreNumbers};
 use crate::tickets::Tickets;
 use flotilla_node::Node;
 use flotilla_node::event::{Event, Ticket};
@@ -14,7 +16,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How much the doors may have under way at once; past it they are told `overloaded`.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,12 @@ pub(crate) struct Shared {
     pub(crate) limits: DoorLimits,
     pub(crate) links: Links,
     pub(crate) stats: Cell<DriverStats>,
+    pub(crate) log: Arc<LogNumbers>,
+    pub(crate) store: Arc<StoreNumbers>,
+    pub(crate) room: Cell<Option<Room>>,
+    /// When the process began to serve.
+    pub(crate) since: SystemTime,
+    pub(crate) store_cache_bytes_max: u64,
 }
 
 /// Plain counters of the loop, for metrics.

@@ -29,7 +29,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -183,6 +183,11 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         limits: DoorLimits { requests_max: config.limits.requests_max, request_bytes_max: usize_of(config.limits.request_bytes_max.0) },
         links: links.clone(),
         stats: Cell::new(DriverStats::default()),
+        log: log.numbers(),
+        store: store.numbers(),
+        room: Cell::new(None),
+        since: SystemTime::now(),
+        store_cache_bytes_max: config.limits.store_cache_bytes.0,
     }));
     let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()));
 

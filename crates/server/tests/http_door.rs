@@ -562,8 +562,8 @@ fn the_cluster_is_shown_and_joined() {
         let metrics = String::from_utf8(door.ask("GET", "/metrics", &[], "").await.body).unwrap();
         for line in [
             "# TYPE flotilla_http_requests_total counter",
-            "flotilla_http_requests_total{route=\"cluster\",outcome=\"ok\"} 3",
-            "flotilla_http_requests_total{route=\"cluster\",outcome=\"refused\"} 1",
+            "flotilla_http_requests_total{route=\"cluster\",status=\"2xx\",outcome=\"ok\"} 3",
+            "flotilla_http_requests_total{route=\"cluster\",status=\"4xx\",outcome=\"not-applied\"} 1",
             "flotilla_http_request_duration_seconds_count{route=\"cluster\"} 4",
             "flotilla_http_requests_in_flight 1",
         ] {

@@ -67,6 +67,12 @@ impl Scans {
             changed: BTreeSet::new(),
         }
     }
+
+    /// Bytes of what was read for scans that wait for more.
+    pub(crate) fn bytes(&self) -> usize {
+        let chunks = self.running.values().flat_map(|scan| &scan.chunks);
+        chunks.flat_map(|chunk| &chunk.items).map(super::ScanItem::bytes).sum()
+    }
 }
 
 impl Node {

@@ -6,13 +6,13 @@ use hyper::StatusCode;
 use std::cell::Cell;
 use std::time::Duration;
 
-/// How a request ended, as a label.
-const OUTCOMES: [&str; 4] = ["ok", "refused", "failed", "unknown"];
+/// How a request ended, as labels: the class of its status, and what became of what was asked.
+const ENDS: [(&str, &str); 5] = [("2xx", "ok"), ("3xx", "ok"), ("4xx", "not-applied"), ("5xx", "not-applied"), ("5xx", "unknown")];
 
 /// Counters of one door.
 #[derive(Default)]
 pub(super) struct DoorMetrics {
-    requests: [[Cell<u64>; OUTCOMES.len()]; RouteKind::ALL.len()],
+    requests: [[Cell<u64>; ENDS.len()]; RouteKind::ALL.len()],
     durations: [Histogram; RouteKind::ALL.len()],
     pub(super) requests_in_flight: Cell<u64>,
     pub(super) body_bytes_in: Cell<u64>,
@@ -23,26 +23,27 @@ pub(super) struct DoorMetrics {
 impl DoorMetrics {
     /// Counts a request that was answered.
     pub(super) fn record(&self, route: RouteKind, status: StatusCode, unknown: bool, took: Duration) {
-        let outcome = match status.as_u16() {
-            _ if unknown => 3,
-            ..400 => 0,
-            400..500 => 1,
-            _ => 2,
+        let end = match status.as_u16() {
+            _ if unknown => 4,
+            ..300 => 0,
+            300..400 => 1,
+            400..500 => 2,
+            _ => 3,
         };
-        increment(&self.requests[route as usize][outcome]);
+        increment(&self.requests[route as usize][end]);
         self.durations[route as usize].record(took);
     }
 
     /// Writes them all.
-    pub(super) fn write(&self, exposition: &mut Exposition, connections: usize) {
+    pub(super) fn write(&self, exposition: &mut Exposition, connections: usize, body_bytes: usize) {
         for route in RouteKind::ALL {
-            for (outcome, count) in OUTCOMES.iter().zip(&self.requests[route as usize]) {
+            for ((status, outcome), count) in ENDS.iter().zip(&self.requests[route as usize]) {
                 exposition.sample(&Sample {
                     name: "flotilla_http_requests_total",
-                    help: "HTTP requests answered, by route and how they ended: ok (below 400), refused (4xx), failed (5xx, not applied), \
-                           unknown (5xx, a write that may have happened).",
+                    help: "HTTP requests answered, by route, class of status and outcome (ok, not-applied, or unknown: a write that may have \
+                           happened).",
                     kind: MetricKind::Counter,
-                    labels: &[("route", route.as_str()), ("outcome", outcome)],
+                    labels: &[("route", route.as_str()), ("status", status), ("outcome", outcome)],
                     value: MetricValue::Count(count.get()),
                 });
             }
@@ -52,20 +53,17 @@ impl DoorMetrics {
             let help = "Time from a request's head to its answer, as the door sees it.";
             exposition.histogram(name, help, &[("route", route.as_str())], &self.durations[route as usize]);
         }
-        let numbers = [
-            ("flotilla_http_requests_in_flight", "HTTP requests being answered.", MetricKind::Gauge, self.requests_in_flight.get()),
-            ("flotilla_http_connections", "Open HTTP connections.", MetricKind::Gauge, connections as u64),
-            (
+        exposition.samples([
+            Sample::gauge("flotilla_http_requests_in_flight", "HTTP requests being answered.", self.requests_in_flight.get()),
+            Sample::gauge("flotilla_http_connections", "Open HTTP connections.", connections as u64),
+            Sample::counter(
                 "flotilla_http_connections_refused_total",
                 "HTTP connections closed at once because too many were open.",
-                MetricKind::Counter,
                 self.connections_refused.get(),
             ),
-            ("flotilla_http_request_body_bytes_total", "Bytes of request bodies.", MetricKind::Counter, self.body_bytes_in.get()),
-            ("flotilla_http_response_body_bytes_total", "Bytes of response bodies.", MetricKind::Counter, self.body_bytes_out.get()),
-        ];
-        for (name, help, kind, count) in numbers {
-            exposition.sample(&Sample { name, help, kind, labels: &[], value: MetricValue::Count(count) });
-        }
+            Sample::counter("flotilla_http_request_body_bytes_total", "Bytes of request bodies.", self.body_bytes_in.get()),
+            Sample::counter("flotilla_http_response_body_bytes_total", "Bytes of response bodies.", self.body_bytes_out.get()),
+            Sample::gauge("flotilla_http_body_bytes", "Bytes of request bodies in memory.", body_bytes as u64),
+        ]);
     }
 }

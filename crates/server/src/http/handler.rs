@@ -210,7 +210,7 @@ impl<B: Backend> Exchange<'_, B> {
             },
             Route::Metrics => {
                 let mut exposition = Exposition::default();
-                self.door.metrics.write(&mut exposition, self.door.shared.connection_count());
+                self.door.metrics.write(&mut exposition, self.door.shared.connection_count(), self.door.shared.body_bytes.get());
                 self.door.backend.write_metrics(&mut exposition);
                 Ok(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, exposition.into_text()))
             }

@@ -64,6 +64,8 @@ pub struct FrameWriter {
     parts_bytes: usize,
     /// Groups with messages in `parts`, and how many.
     held: BTreeMap<GroupId, usize>,
+    /// Frames closed since somebody asked.
+    closed: u64,
 }
 
 #[derive(Debug)]
@@ -131,6 +133,11 @@ impl FrameWriter {
         }
     }
 
+    /// Frames closed since this was last asked.
+    pub fn take_closed(&mut self) -> u64 {
+        std::mem::take(&mut self.closed)
+    }
+
     /// Forgets everything: the connection is gone.
     pub fn clear(&mut self) {
         *self = FrameWriter::default();
@@ -178,6 +185,7 @@ impl FrameWriter {
         let checksum = crc32c::crc32c(&self.buffer[frame + HEADER_BYTES..]);
         self.buffer[frame..frame + 4].copy_from_slice(&(length as u32).to_le_bytes());
         self.buffer[frame + 4..frame + HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        self.closed += 1;
     }
 }
 

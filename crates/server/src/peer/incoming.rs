@@ -4,10 +4,10 @@
 //! before the handshake and every frame is checked after it. Of two connections of one peer and
 //! channel the newer one stays; what the older one left behind is discarded.
 
-use super::Links;
 use super::frame::FrameReader;
 use super::handshake::{self, Answer, Hello};
 use super::socket;
+use super::{Links, count};
 use bytes::BytesMut;
 use flotilla_node::event::Event;
 use flotilla_node::message::Channel;
@@ -107,7 +107,7 @@ async fn greet(links: &Links, mut stream: TcpStream, from: SocketAddr) {
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the handshake took too long".to_owned(),
     };
-    links.count(|stats| stats.refused += 1);
+    links.0.refused.set(links.0.refused.get() + 1);
     // The port differs each time, so it would make each line a new one.
     links.say_once(format!("refused a connection from {} on the peer port: {refusal}", from.ip()));
 }
@@ -146,6 +146,7 @@ async fn take_in(links: &Links, hello: Hello, stream: TcpStream) {
         links.say_once(format!("closed the connection from node {}: {reason}", hello.node));
     }
     links.0.incoming.borrow_mut().remove(&key);
+    links.forget_counts();
     if main {
         links.main_changed(hello.node, false);
     }
@@ -154,13 +155,14 @@ async fn take_in(links: &Links, hello: Hello, stream: TcpStream) {
 /// Reads frames until the connection ends; the reason if we end it.
 async fn receive(links: Links, from: NodeId, mut stream: TcpStream, counts: Rc<Cell<bool>>) -> Option<String> {
     let (mut frames, mut buffer, mut turn_bytes) = (FrameReader::default(), BytesMut::new(), 0);
+    let peer_count = links.count_of(from);
     loop {
         if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
             buffer.reserve(READ_BYTES.max(frames.missing_bytes(&buffer)));
         }
-        let count = match stream.read_buf(&mut buffer).await {
+        let bytes = match stream.read_buf(&mut buffer).await {
             Ok(0) => return None,
-            Ok(count) => count,
+            Ok(bytes) => bytes,
             Err(error) => {
                 tracing::debug!(peer = %from, "connection from the peer broke: {error}");
                 return None;
@@ -169,16 +171,17 @@ async fn receive(links: Links, from: NodeId, mut stream: TcpStream, counts: Rc<C
         if !counts.get() {
             return None;
         }
-        let mut messages = Vec::new();
+        let (mut messages, mut frame_count) = (Vec::new(), 0);
         let outcome = loop {
             match frames.next(&mut buffer, &mut messages) {
-                Ok(true) => {}
+                Ok(true) => frame_count += 1,
                 Ok(false) => break None,
                 Err(error) => break Some(error.to_string()),
             }
         };
-        links.count(|stats| {
-            stats.bytes_received += count as u64;
+        count(&peer_count, |stats| {
+            stats.bytes_received += bytes as u64;
+            stats.frames_received += frame_count;
             stats.reads += 1;
             stats.messages_received += messages.len() as u64;
         });
@@ -188,7 +191,7 @@ async fn receive(links: Links, from: NodeId, mut stream: TcpStream, counts: Rc<C
         if outcome.is_some() {
             return outcome;
         }
-        turn_bytes += count;
+        turn_bytes += bytes;
         if turn_bytes >= READ_TURN_BYTES {
             turn_bytes = 0;
             tokio::task::yield_now().await;

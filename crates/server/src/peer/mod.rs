@@ -68,16 +68,20 @@ impl LinkOptions {
     }
 }
 
-/// Plain counters of the links, for metrics.
+/// Plain counters of the links with one peer, for metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkStats {
-    /// Bytes written to peers.
+    /// Bytes written to it.
     pub bytes_sent: u64,
-    /// Bytes read from peers.
+    /// Bytes read from it.
     pub bytes_received: u64,
-    /// Messages queued for peers.
+    /// Frames put together for it.
+    pub frames_sent: u64,
+    /// Frames read from it.
+    pub frames_received: u64,
+    /// Messages queued for it.
     pub messages_sent: u64,
-    /// Messages read from peers.
+    /// Messages read from it.
     pub messages_received: u64,
     /// Messages not sent because the link was down or its buffer full.
     pub messages_dropped: u64,
@@ -85,8 +89,30 @@ pub struct LinkStats {
     pub writes: u64,
     /// Read system calls.
     pub reads: u64,
-    /// Handshakes refused by this node.
-    pub refused: u64,
+    /// Times it was dialed and took the connection.
+    pub connects: u64,
+}
+
+/// The links with one peer at this moment.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkView {
+    /// The peer.
+    pub node: NodeId,
+    /// Whether the main connections, ours and the peer's, are up.
+    pub is_up: bool,
+    /// Bytes that wait to be sent to it.
+    pub pending_bytes: usize,
+    /// What was counted.
+    pub stats: LinkStats,
+}
+
+/// The counters of one peer, shared by all that count for it.
+type PeerCount = Rc<Cell<LinkStats>>;
+
+fn count(stats: &Cell<LinkStats>, change: impl FnOnce(&mut LinkStats)) {
+    let mut now = stats.get();
+    change(&mut now);
+    stats.set(now);
 }
 
 /// All links of a node. Clones share them.
@@ -105,12 +131,18 @@ struct Shared {
     connection_number: Cell<u64>,
     accepted: Cell<usize>,
     said: RefCell<BTreeMap<String, Instant>>,
-    stats: Cell<LinkStats>,
+    /// Of peers, and of others for as long as they are connected.
+    counts: RefCell<BTreeMap<NodeId, PeerCount>>,
+    /// Handshakes refused.
+    refused: Cell<u64>,
+    /// Messages to nodes that are no peers.
+    misdirected: Cell<u64>,
 }
 
 struct Peer {
     main: Outgoing,
     bulk: Outgoing,
+    count: PeerCount,
     /// What the node was last told.
     told: Told,
 }
@@ -142,7 +174,9 @@ impl Links {
             connection_number: Cell::new(0),
             accepted: Cell::new(0),
             said: RefCell::default(),
-            stats: Cell::default(),
+            counts: RefCell::default(),
+            refused: Cell::new(0),
+            misdirected: Cell::new(0),
         }))
     }
 
@@ -156,27 +190,36 @@ impl Links {
                 peer.main.set_address(&address);
                 peer.bulk.set_address(&address);
             } else {
-                let dial = |channel| Outgoing::start(self, node, channel, &address);
-                peers.insert(node, Peer { main: dial(Channel::Main), bulk: dial(Channel::Bulk), told: Told::Nothing });
+                let count = self.count_of(node);
+                let dial = |channel| Outgoing::start(self, node, channel, &address, Rc::clone(&count));
+                let (main, bulk) = (dial(Channel::Main), dial(Channel::Bulk));
+                peers.insert(node, Peer { main, bulk, count, told: Told::Nothing });
             }
         }
+        drop(peers);
+        self.forget_counts();
     }
 
     /// Queues a message. If it cannot be sent, a forwarded request is refused back to the node and a
     /// snapshot given up; everything else is dropped, as Raft expects of a network.
     pub fn send(&self, to: NodeId, message: &PeerMessage) {
-        let queued = self.0.peers.borrow().get(&to).is_some_and(|peer| {
+        let peers = self.0.peers.borrow();
+        let queued = peers.get(&to).is_some_and(|peer| {
             let limit = self.0.options.buffer_bytes_max.0;
-            match message.channel() {
+            let queued = match message.channel() {
                 Channel::Main => peer.main.push(message, limit),
                 Channel::Bulk => peer.bulk.push(message, limit),
-            }
+            };
+            count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
+            queued
         });
         if queued {
-            self.count(|stats| stats.messages_sent += 1);
             self.0.dirty.borrow_mut().insert(to);
         } else {
-            self.count(|stats| stats.messages_dropped += 1);
+            if !peers.contains_key(&to) {
+                self.0.misdirected.set(self.0.misdirected.get() + 1);
+            }
+            drop(peers);
             self.refuse(to, message);
         }
     }
@@ -186,8 +229,8 @@ impl Links {
         let peers = self.0.peers.borrow();
         while let Some(node) = { self.0.dirty.borrow_mut().pop_first() } {
             if let Some(peer) = peers.get(&node) {
-                peer.main.flush(self);
-                peer.bulk.flush(self);
+                peer.main.flush();
+                peer.bulk.flush();
             }
         }
     }
@@ -200,9 +243,26 @@ impl Links {
         }
     }
 
-    /// What the links counted.
-    pub fn stats(&self) -> LinkStats {
-        self.0.stats.get()
+    /// The links with each peer.
+    pub fn views(&self) -> Vec<LinkView> {
+        let peers = self.0.peers.borrow();
+        let view = |(node, peer): (&NodeId, &Peer)| LinkView {
+            node: *node,
+            is_up: peer.told == Told::Up,
+            pending_bytes: peer.main.pending_bytes() + peer.bulk.pending_bytes(),
+            stats: peer.count.get(),
+        };
+        peers.iter().map(view).collect()
+    }
+
+    /// Handshakes that this node refused.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.get()
+    }
+
+    /// Messages that were not sent because their receiver is no peer (any more).
+    pub fn misdirected(&self) -> u64 {
+        self.0.misdirected.get()
     }
 
     /// How many bytes wait to be sent to a peer.
@@ -210,10 +270,16 @@ impl Links {
         self.0.peers.borrow().get(&peer).map_or(0, |peer| peer.main.pending_bytes() + peer.bulk.pending_bytes())
     }
 
-    fn count(&self, change: impl FnOnce(&mut LinkStats)) {
-        let mut stats = self.0.stats.get();
-        change(&mut stats);
-        self.0.stats.set(stats);
+    /// Where to count what is exchanged with a node.
+    fn count_of(&self, node: NodeId) -> PeerCount {
+        Rc::clone(self.0.counts.borrow_mut().entry(node).or_default())
+    }
+
+    /// Forgets the counters of nodes that are neither peers nor connected: whoever dials may call itself anything.
+    fn forget_counts(&self) {
+        let (peers, incoming) = (self.0.peers.borrow(), self.0.incoming.borrow());
+        let is_connected = |node: &NodeId| incoming.range((*node, 0)..=(*node, u8::MAX)).next().is_some();
+        self.0.counts.borrow_mut().retain(|node, _| peers.contains_key(node) || is_connected(node));
     }
 
     /// Tells the node, as its peer would, that a message went nowhere.

@@ -7,7 +7,7 @@
 //! What is queued is bounded by bytes. When a connection ends, what it has not written is discarded.
 
 use super::handshake::{self, Answer, Hello};
-use super::{Links, frame::FrameWriter, socket};
+use super::{Links, PeerCount, count, frame::FrameWriter, socket};
 use flotilla_node::message::{Channel, PeerMessage};
 use flotilla_types::{GroupId, NodeId};
 use std::cell::RefCell;
@@ -41,6 +41,7 @@ pub(super) struct Outgoing {
 struct Shared {
     peer: NodeId,
     channel: Channel,
+    count: PeerCount,
     state: RefCell<State>,
     /// There is something for the task: unwritten bytes, a broken connection, a reason to dial now.
     work: Notify,
@@ -76,7 +77,7 @@ impl Drop for Outgoing {
 
 impl Outgoing {
     /// Begins to dial.
-    pub(super) fn start(links: &Links, peer: NodeId, channel: Channel, address: &str) -> Outgoing {
+    pub(super) fn start(links: &Links, peer: NodeId, channel: Channel, address: &str, count: PeerCount) -> Outgoing {
         let state = State {
             address: address.to_owned(),
             stream: None,
@@ -85,7 +86,7 @@ impl Outgoing {
             frames: FrameWriter::default(),
             transfers: BTreeMap::new(),
         };
-        let shared = Rc::new(Shared { peer, channel, state: RefCell::new(state), work: Notify::new() });
+        let shared = Rc::new(Shared { peer, channel, count, state: RefCell::new(state), work: Notify::new() });
         let task = tokio::task::spawn_local(run(links.clone(), Rc::clone(&shared)));
         Outgoing { shared, task }
     }
@@ -131,13 +132,13 @@ impl Outgoing {
     }
 
     /// Writes what is queued, as far as the socket takes it.
-    pub(super) fn flush(&self, links: &Links) {
+    pub(super) fn flush(&self) {
         let mut state = self.shared.state.borrow_mut();
         if state.stream.is_none() {
             if state.frames.pending_bytes() > 0 {
                 self.shared.work.notify_one();
             }
-        } else if !state.blocked && state.write(links) {
+        } else if !state.blocked && state.write(&self.shared.count) {
             self.shared.work.notify_one();
         }
     }
@@ -146,7 +147,7 @@ impl Outgoing {
 impl State {
     /// Writes until all is written, the socket is full, or others should have their turn. True if the
     /// task has something to do.
-    fn write(&mut self, links: &Links) -> bool {
+    fn write(&mut self, peer_count: &PeerCount) -> bool {
         let Some(stream) = self.stream.clone() else { return false };
         let (mut bytes, mut calls) = (0, 0);
         let left = loop {
@@ -176,8 +177,9 @@ impl State {
             }
         };
         self.blocked = left;
-        links.count(|stats| {
+        count(peer_count, |stats| {
             stats.bytes_sent += bytes as u64;
+            stats.frames_sent += self.frames.take_closed();
             stats.writes += calls;
         });
         left
@@ -198,11 +200,12 @@ async fn run(links: Links, shared: Rc<Shared>) {
         let refused = match connect(&links, &shared, &address).await {
             Ok(stream) => {
                 let since = Instant::now();
+                count(&shared.count, |stats| stats.connects += 1);
                 shared.state.borrow_mut().stream = Some(Rc::clone(&stream));
                 if !bulk {
                     links.main_changed(peer, false);
                 }
-                let ended = serve(&links, &shared, &stream).await;
+                let ended = serve(&shared, &stream).await;
                 drop(stream);
                 // One that is ended at once is dialed less and less often.
                 if since.elapsed() > BACKOFF_MAX {
@@ -289,9 +292,9 @@ async fn connect(links: &Links, shared: &Shared, address: &str) -> Result<Rc<Tcp
 }
 
 /// Sends until the connection ends.
-async fn serve(links: &Links, shared: &Shared, stream: &TcpStream) -> Ended {
+async fn serve(shared: &Shared, stream: &TcpStream) -> Ended {
     let bulk = shared.channel == Channel::Bulk;
-    shared.state.borrow_mut().write(links);
+    shared.state.borrow_mut().write(&shared.count);
     loop {
         let blocked = {
             let mut state = shared.state.borrow_mut();
@@ -314,7 +317,7 @@ async fn serve(links: &Links, shared: &Shared, stream: &TcpStream) -> Ended {
             Err(error) => return Ended::Broken(error),
         };
         if ready.is_writable() && blocked {
-            shared.state.borrow_mut().write(links);
+            shared.state.borrow_mut().write(&shared.count);
             // More than a turn's bytes are waiting: let others go first.
             tokio::task::yield_now().await;
         }

@@ -157,6 +157,11 @@ fn framed(message: &PeerMessage) -> Vec<u8> {
     writer.chunk().to_vec()
 }
 
+/// What an end has counted of its one peer.
+fn counted(end: &End) -> LinkStats {
+    end.links.views().first().expect("it has a peer").stats
+}
+
 #[test]
 fn messages_arrive_in_order_small_and_large() {
     run(|| async {
@@ -164,10 +169,13 @@ fn messages_arrive_in_order_small_and_large() {
         for group in 0..3 {
             a.links.send(b.node, &gone(group));
         }
-        let writes = a.links.stats().writes;
+        let writes = counted(&a).writes;
         a.links.flush();
-        assert_eq!(a.links.stats().writes, writes + 1, "one write for all of a turn");
+        assert_eq!(counted(&a).writes, writes + 1, "one write for all of a turn");
         assert_eq!(b.told().await, "from 1: gone 0, gone 1, gone 2");
+        assert_eq!((counted(&a).messages_sent, counted(&a).frames_sent, counted(&a).connects), (3, 1, 1));
+        assert_eq!((counted(&b).messages_received, counted(&b).frames_received), (3, 1));
+        assert_eq!(counted(&a).bytes_sent, counted(&b).bytes_received);
         a.send(&b, &value(7, 20 << 20));
         assert_eq!(b.told().await, format!("from 1: value 7 of {}", 20 << 20));
         b.send(&a, &gone(4));
@@ -205,17 +213,17 @@ fn what_waits_for_a_slow_peer_is_bounded() {
         let (mut stream, _) = listener.accept().await.expect("a dials");
         handshake::accept(&mut stream).await.expect("a says hello");
         handshake::answer(&mut stream, &Answer::Accepted { format: 1 }).await.expect("a listens");
-        while a.links.stats().messages_sent == 0 {
+        while counted(&a).messages_sent == 0 {
             a.links.send(NodeId(2), &gone(0));
             tokio::task::yield_now().await;
         }
-        let dropped = a.links.stats().messages_dropped;
+        let dropped = counted(&a).messages_dropped;
         for id in 0..200 {
             a.links.send(NodeId(2), &value(id, 100_000));
             a.links.flush();
             tokio::task::yield_now().await;
         }
-        assert!(a.links.stats().messages_dropped > dropped);
+        assert!(counted(&a).messages_dropped > dropped);
         assert!(a.links.pending_bytes(NodeId(2)) <= (1 << 20) + 110_000);
         a.links.send(NodeId(2), &forward(3));
         assert_eq!(a.told().await, "from 2: failed 3 Overloaded not-applied");
@@ -246,7 +254,7 @@ fn strangers_are_told_why_they_are_refused() {
         assert!(refusal(&end, Hello { to: NodeId(3), ..usual }).await.contains("changed hands"));
         assert!(refusal(&end, Hello { node: end.node, ..usual }).await.contains("reached itself"));
         assert!(matches!(dial(&end, &usual).await.1, Answer::Accepted { format: 1 }));
-        assert_eq!(end.links.stats().refused, 4);
+        assert_eq!(end.links.refused(), 4);
     });
 }
 

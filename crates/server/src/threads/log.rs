@@ -10,6 +10,7 @@ use super::{Watch, spawn};
 use crate::clock::Clock;
 use crate::job_queue::{JobQueue, Waited};
 use crate::mailbox::{Mailbox, Report};
+use crate::metrics::{Counter, Histogram};
 use flotilla_node::effect::LogJob;
 use flotilla_node::event::Event;
 use flotilla_storage::disk::FileDisk;
@@ -23,25 +24,41 @@ use std::time::Duration;
 const IDLE_TIME: Duration = Duration::from_millis(20);
 /// How long a log that found the disk full waits before it looks again.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// How often its figures are put where others see them, at most.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the log thread counts.
+#[derive(Debug, Default)]
+pub(crate) struct LogNumbers {
+    pub(crate) sync_time: Histogram,
+    pub(crate) batches: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) moved_bytes: Counter,
+    pub(crate) segments: Counter,
+    pub(crate) disk_bytes: Counter,
+    pub(crate) live_bytes: Counter,
+}
 
 /// The loop's end of the log thread.
 pub(crate) struct LogThread {
     jobs: JobQueue<LogJob>,
     watch: Watch,
+    numbers: Arc<LogNumbers>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl LogThread {
     /// Starts the thread over an open log.
     pub(crate) fn start(log: RaftLog<FileDisk>, clock: Clock, mailbox: Arc<Mailbox>) -> LogThread {
-        let (jobs, watch) = (JobQueue::default(), Watch::default());
-        let (queue, busy) = (jobs.clone(), watch.clone());
+        let (jobs, watch, numbers) = (JobQueue::default(), Watch::default(), Arc::<LogNumbers>::default());
+        let (queue, busy, counted) = (jobs.clone(), watch.clone(), Arc::clone(&numbers));
+        counted.publish(&log);
         let thread = spawn("log", mailbox, move |mailbox| {
-            if let Err(error) = run(log, &queue, &busy, &clock, mailbox) {
+            if let Err(error) = run(log, &queue, &busy, &clock, mailbox, &counted) {
                 mailbox.post(Report::Fatal(describe(&error)));
             }
         });
-        LogThread { jobs, watch, thread: Some(thread) }
+        LogThread { jobs, watch, numbers, thread: Some(thread) }
     }
 
     pub(crate) fn push(&self, job: LogJob) {
@@ -50,6 +67,10 @@ impl LogThread {
 
     pub(crate) fn watch(&self) -> &Watch {
         &self.watch
+    }
+
+    pub(crate) fn numbers(&self) -> Arc<LogNumbers> {
+        Arc::clone(&self.numbers)
     }
 
     /// Has all waiting jobs done and the log sealed, and waits for it.
@@ -68,7 +89,28 @@ impl Drop for LogThread {
     }
 }
 
-fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, clock: &Clock, mailbox: &Mailbox) -> Result<(), LogError> {
+impl LogNumbers {
+    /// Puts the log's own figures where others see them.
+    fn publish(&self, log: &RaftLog<FileDisk>) {
+        let stats = log.stats();
+        self.batches.set(stats.append_count);
+        self.bytes.set(stats.bytes_appended);
+        self.moved_bytes.set(stats.bytes_moved);
+        self.segments.set(stats.segment_count);
+        self.disk_bytes.set(stats.bytes_total);
+        self.live_bytes.set(stats.bytes_live);
+    }
+}
+
+fn run(
+    mut log: RaftLog<FileDisk>,
+    queue: &JobQueue<LogJob>,
+    watch: &Watch,
+    clock: &Clock,
+    mailbox: &Mailbox,
+    numbers: &LogNumbers,
+) -> Result<(), LogError> {
+    let mut published = clock.instant();
     let mut jobs = VecDeque::new();
     let mut unsealed = false;
     // Why the first of `jobs` could not be written.
@@ -87,6 +129,7 @@ fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, cloc
                     Err(error) if !error.is_disk_full() => return Err(error),
                     _ => unsealed = false,
                 }
+                numbers.publish(&log);
                 watch.end();
                 continue;
             }
@@ -109,8 +152,15 @@ fn run(mut log: RaftLog<FileDisk>, queue: &JobQueue<LogJob>, watch: &Watch, cloc
         }
         if let Some(job) = last {
             if must_sync {
+                let began = clock.instant();
                 log.sync()?;
+                let ended = clock.instant();
+                numbers.sync_time.record(ended.saturating_since(began));
                 unsealed = true;
+                if ended.saturating_since(published) >= PUBLISH_INTERVAL {
+                    published = ended;
+                    numbers.publish(&log);
+                }
             }
             mailbox.post(Report::Event(Event::LogSynced { job }));
         }

@@ -8,9 +8,9 @@ mod log;
 mod read;
 mod store;
 
-pub(crate) use log::LogThread;
+pub(crate) use log::{LogNumbers, LogThread};
 pub(crate) use read::Readers;
-pub(crate) use store::StoreThread;
+pub(crate) use store::{StoreNumbers, StoreThread};
 
 use crate::clock::Clock;
 use crate::mailbox::{Mailbox, Report};
@@ -26,8 +26,10 @@ use std::time::Duration;
 pub(crate) struct Watch(Arc<AtomicU64>);
 
 impl Watch {
-    pub(crate) fn begin(&self, clock: &Clock) {
-        self.0.store(clock.instant().as_nanos().max(1), Ordering::Relaxed);
+    pub(crate) fn begin(&self, clock: &Clock) -> Instant {
+        let now = clock.instant();
+        self.0.store(now.as_nanos().max(1), Ordering::Relaxed);
+        now
     }
 
     pub(crate) fn end(&self) {

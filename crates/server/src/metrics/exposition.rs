@@ -1,12 +1,7 @@
-//! Metrics in Prometheus' text format (version 0.0.4): a writer for families and samples, and a
-//! histogram with fixed buckets.
-//!
-//! Counters are plain `Cell`s: the whole server runs on one thread, so no atomics and no registry are
-//! needed; whoever owns a counter writes it when it is asked for.
+//! A writer for metrics' families and samples.
 
-use std::cell::Cell;
+use super::counter::Histogram;
 use std::fmt::{self, Write as _};
-use std::time::Duration;
 
 /// The `Content-Type` of [`Exposition`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -44,47 +39,28 @@ pub struct Sample<'a> {
     pub value: MetricValue,
 }
 
+impl<'a> Sample<'a> {
+    /// A count without labels.
+    pub fn counter(name: &'a str, help: &'a str, count: u64) -> Sample<'a> {
+        Sample { name, help, kind: MetricKind::Counter, labels: &[], value: MetricValue::Count(count) }
+    }
+
+    /// Something that goes up and down, without labels.
+    pub fn gauge(name: &'a str, help: &'a str, count: u64) -> Sample<'a> {
+        Sample { name, help, kind: MetricKind::Gauge, labels: &[], value: MetricValue::Count(count) }
+    }
+
+    /// As [`Sample::gauge`], of a measure.
+    pub fn measure(name: &'a str, help: &'a str, real: f64) -> Sample<'a> {
+        Sample { name, help, kind: MetricKind::Gauge, labels: &[], value: MetricValue::Real(real) }
+    }
+}
+
 /// Metrics text being written. All samples of one family must come one after another.
 #[derive(Debug, Default)]
 pub struct Exposition {
     text: String,
     family: String,
-}
-
-/// Upper bounds of the buckets of [`Histogram`], in microseconds: 50 µs to 10 s.
-const BUCKET_MICROS_MAX: [u64; 16] =
-    [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000];
-
-/// How long things took, in fixed buckets.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    buckets: [Cell<u64>; BUCKET_MICROS_MAX.len() + 1],
-    sum_nanos: Cell<u64>,
-}
-
-/// Adds one to a counter.
-pub fn increment(counter: &Cell<u64>) {
-    add(counter, 1);
-}
-
-/// Adds to a counter.
-pub fn add(counter: &Cell<u64>, count: u64) {
-    counter.set(counter.get().wrapping_add(count));
-}
-
-impl Histogram {
-    /// Counts one that took `duration`.
-    pub fn record(&self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BUCKET_MICROS_MAX.iter().position(|&max| nanos <= max * 1_000).unwrap_or(BUCKET_MICROS_MAX.len());
-        increment(&self.buckets[bucket]);
-        add(&self.sum_nanos, nanos);
-    }
-
-    /// How many were counted.
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(Cell::get).sum()
-    }
 }
 
 impl Exposition {
@@ -109,12 +85,12 @@ impl Exposition {
     pub fn histogram(&mut self, name: &str, help: &str, labels: &[(&str, &str)], histogram: &Histogram) {
         self.family(name, help, "histogram");
         let mut total = 0;
-        for (bucket, count) in histogram.buckets.iter().enumerate() {
-            total += count.get();
-            let bound = BUCKET_MICROS_MAX.get(bucket).map_or_else(|| "+Inf".to_owned(), |&micros| (micros as f64 / 1e6).to_string());
+        for (bound, count) in histogram.buckets() {
+            total += count;
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.as_secs_f64().to_string());
             self.line(name, "_bucket", labels, Some(("le", &bound)), MetricValue::Count(total));
         }
-        self.line(name, "_sum", labels, None, MetricValue::Real(histogram.sum_nanos.get() as f64 / 1e9));
+        self.line(name, "_sum", labels, None, MetricValue::Real(histogram.sum().as_secs_f64()));
         self.line(name, "_count", labels, None, MetricValue::Count(total));
     }
 
@@ -155,6 +131,7 @@ impl Exposition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn families_are_described_once_and_labels_escaped() {
