@@ -6,6 +6,7 @@ use super::batch;
 use super::body::{AnswerBody, read_body};
 use super::door::{ConnectionState, Door, Phase, Reservation};
 use super::join;
+use super::openapi;
 use super::route::Route;
 use super::scan;
 use crate::metrics::{self, Exposition, add, increment};
@@ -214,6 +215,7 @@ impl<B: Backend> Exchange<'_, B> {
                 self.door.backend.write_metrics(&mut exposition);
                 Ok(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, exposition.into_text()))
             }
+            Route::OpenApi => Ok(openapi::answer(&self.condition()?)),
             Route::Page => Ok(Answer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)),
             Route::NotBuilt => Err(not_built("this route")),
             Route::WrongMethod(allow) => {
@@ -271,7 +273,7 @@ impl<B: Backend> Exchange<'_, B> {
     }
 }
 
-fn read_answer(reply: Reply, condition: &Condition) -> Answer {
+pub(super) fn read_answer(reply: Reply, condition: &Condition) -> Answer {
     match reply {
         Reply::Stale { lag_ms, reply } => Answer { lag_ms: Some(lag_ms), ..read_answer(*reply, condition) },
         Reply::Value { version, value } => {

@@ -17,6 +17,7 @@ mod door;
 mod door_metrics;
 mod handler;
 pub mod join;
+mod openapi;
 mod options;
 mod route;
 mod scan;

@@ -32,6 +32,8 @@ pub(super) enum Route<'a> {
     Readyz,
     /// `GET /metrics`.
     Metrics,
+    /// `GET /openapi.json`.
+    OpenApi,
     /// `GET /`.
     Page,
     /// Part of the contract, not built yet.
@@ -116,12 +118,13 @@ impl<'a> Route<'a> {
             "/livez" => (Route::Livez, read, "GET, HEAD"),
             "/readyz" => (Route::Readyz, read, "GET, HEAD"),
             "/metrics" => (Route::Metrics, read, "GET, HEAD"),
+            "/openapi.json" => (Route::OpenApi, read, "GET, HEAD"),
             "/" => (Route::Page, read, "GET, HEAD"),
             "/v1/kv" if method == Method::DELETE => (Route::DeleteRange, true, ""),
             "/v1/kv" => (Route::Scan, read, "GET, HEAD, DELETE"),
             "/v1/batch" => (Route::Batch, method == Method::POST, "POST"),
             "/v1/txn" | "/v1/restore" => (Route::NotBuilt, method == Method::POST, "POST"),
-            "/v1/watch" | "/v1/backup" | "/openapi.json" => (Route::NotBuilt, read, "GET, HEAD"),
+            "/v1/watch" | "/v1/backup" => (Route::NotBuilt, read, "GET, HEAD"),
             _ => {
                 if let Some(name) = path.strip_prefix("/v1/cluster/nodes/") {
                     match name.split_once('/') {
@@ -153,7 +156,7 @@ impl<'a> Route<'a> {
             Route::DeleteRange => RouteKind::DeleteRange,
             Route::Batch => RouteKind::Batch,
             Route::Cluster | Route::Join | Route::Locate(_) => RouteKind::Cluster,
-            Route::Livez | Route::Readyz | Route::Metrics | Route::Page => RouteKind::Probe,
+            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
         }
     }
@@ -168,7 +171,7 @@ impl<'a> Route<'a> {
             Route::DeleteRange => Some(DELETE_RANGE_PARAMETERS),
             Route::Batch => Some(BATCH_PARAMETERS),
             Route::KvDelete(_) | Route::Cluster | Route::Join | Route::Locate(_) => Some(&["timeout"]),
-            Route::Livez | Route::Readyz | Route::Metrics | Route::Page => Some(&[]),
+            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => Some(&[]),
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => None,
         }
     }
@@ -203,7 +206,6 @@ mod tests {
             ("POST", "/v1/shards/3/leader"),
             ("GET", "/v1/backup"),
             ("POST", "/v1/restore"),
-            ("GET", "/openapi.json"),
         ] {
             assert_eq!(route(method, path), Route::NotBuilt, "{method} {path}");
         }
