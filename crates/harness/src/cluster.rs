@@ -102,6 +102,21 @@ impl Cluster {
         }
     }
 
+    /// Starts those that do not run, and waits until all is as at the start.
+    ///
+    /// # Errors
+    /// If they do not come up in time.
+    pub async fn relaunch_missing(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].1.is_none() {
+                self.launch(at)?;
+                self.wait_ready(at).await?;
+            }
+        }
+        self.wait_settled().await?;
+        Ok(())
+    }
+
     /// Asks all to end; those that did not by themselves are named.
     pub fn stop(&mut self) -> Vec<String> {
         for (_, process) in &self.nodes {

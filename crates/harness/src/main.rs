@@ -5,7 +5,9 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
-use flotilla_harness::{binary::flotilla_binary, compare_etcd, cut_off, idle, kill, power, real_data, restart, weather};
+use flotilla_harness::{
+    binary::flotilla_binary, bulk, compare_etcd, cut_off, expiry, idle, kill, once, power, real_data, restart, scan_load, weather,
+};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -60,6 +62,46 @@ enum Run {
         connections: usize,
         #[arg(long)]
         packages: Option<usize>,
+    },
+    /// The same through `import` and `export`, which are interrupted.
+    Bulk {
+        #[arg(long)]
+        packages: Option<usize>,
+    },
+    /// A scan of very many keys, and a client that stops reading.
+    Scan {
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+        #[arg(long, default_value_t = 100)]
+        value_bytes: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "60s")]
+        stall: Duration,
+    },
+    /// Increments that are sent twice, while nodes are killed.
+    Once {
+        #[arg(long, default_value_t = 10_000)]
+        increments: u64,
+        #[arg(long, default_value_t = 32)]
+        clients: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "3s")]
+        kill_every: Duration,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Keys that expire, while clocks leap and nodes are killed.
+    Expiry {
+        #[arg(long, value_parser = parse_duration, default_value = "2m")]
+        duration: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "2s")]
+        event_every: Duration,
+        #[arg(long, default_value_t = 48)]
+        clients: u64,
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+        #[arg(long, value_parser = parse_duration, default_value = "2m")]
+        keys_ttl: Duration,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// A node cut off from the others (root).
     CutOff {
@@ -136,6 +178,27 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
             let report = real_data::run(binary, folder, &real_data::RealDataPlan { connections, packages_max: packages }).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.verdict.is_fine())
+        }
+        Run::Bulk { packages } => {
+            let report = bulk::run(binary, folder, packages).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Scan { keys, value_bytes, stall } => {
+            let report = scan_load::run(binary, folder, &scan_load::ScanPlan { keys, value_bytes, stall }).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Once { increments, clients, kill_every, seed } => {
+            let report = once::run(binary, folder, &once::OncePlan { increments, clients, kill_every, seed }).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Expiry { duration, event_every, clients, keys, keys_ttl, seed } => {
+            let plan = expiry::ExpiryPlan { duration, event_every, clients, keys, keys_ttl, seed };
+            let report = expiry::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
         }
         Run::CutOff { brief, long, kills, seed } => {
             let plan = cut_off::CutOffPlan { brief, long, kills_during_install: kills, seed };
