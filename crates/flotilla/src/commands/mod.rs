@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: endpoints, output, errors.
 
 mod bench;
+mod check;
 mod cluster;
 mod del;
 mod demo;
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Export(export::ExportArgs),
     /// Look at the cluster: nodes, shards, where a key lies.
     Cluster(cluster::ClusterArgs),
+    /// Verify every checksum and invariant of the data-dir of a node that does not run.
+    Check(check::CheckArgs),
     /// Generate load and print latency percentiles.
     Bench(Box<bench::BenchArgs>),
     #[command(external_subcommand)]
@@ -80,6 +83,7 @@ impl Command {
             Command::Scan(args) => block_on(args.run()),
             Command::Export(args) => block_on(args.run()),
             Command::Cluster(args) => block_on(args.run()),
+            Command::Check(args) => args.run(),
             Command::Bench(args) => block_on(args.run()),
             Command::Other(words) => Err(not_built::refuse(&words)),
         }

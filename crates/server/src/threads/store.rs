@@ -3,9 +3,11 @@
 
 use super::{Watch, spawn};
 use crate::clock::Clock;
+use crate::data_dir::Suspect;
 use crate::job_queue::{JobQueue, Waited};
 use crate::mailbox::{Mailbox, Report};
 use flotilla_node::effect::StoreJob;
+use flotilla_node::event::StoreEvent;
 use flotilla_node::store_worker::StoreWorker;
 use flotilla_storage::store::StateStore;
 use std::collections::VecDeque;
@@ -24,10 +26,10 @@ pub(crate) struct StoreThread {
 
 impl StoreThread {
     /// Starts the thread over an open store.
-    pub(crate) fn start<S: StateStore>(worker: StoreWorker<S>, clock: Clock, mailbox: Arc<Mailbox>) -> StoreThread {
+    pub(crate) fn start<S: StateStore>(worker: StoreWorker<S>, suspect: Suspect, clock: Clock, mailbox: Arc<Mailbox>) -> StoreThread {
         let (jobs, watch) = (JobQueue::default(), Watch::default());
         let (queue, busy) = (jobs.clone(), watch.clone());
-        let thread = spawn("apply", mailbox, move |mailbox| run(worker, &queue, &busy, &clock, mailbox));
+        let thread = spawn("apply", mailbox, move |mailbox| run(worker, &suspect, &queue, &busy, &clock, mailbox));
         StoreThread { jobs, watch, thread: Some(thread) }
     }
 
@@ -56,7 +58,14 @@ impl Drop for StoreThread {
     }
 }
 
-fn run<S: StateStore>(mut worker: StoreWorker<S>, queue: &JobQueue<StoreJob>, watch: &Watch, clock: &Clock, mailbox: &Mailbox) {
+fn run<S: StateStore>(
+    mut worker: StoreWorker<S>,
+    suspect: &Suspect,
+    queue: &JobQueue<StoreJob>,
+    watch: &Watch,
+    clock: &Clock,
+    mailbox: &Mailbox,
+) {
     let mut jobs = VecDeque::new();
     while queue.take_all(&mut jobs, None) != Waited::Closed {
         while let Some(mut job) = jobs.pop_front() {
@@ -71,7 +80,10 @@ fn run<S: StateStore>(mut worker: StoreWorker<S>, queue: &JobQueue<StoreJob>, wa
             watch.begin(clock);
             let event = worker.run(job);
             watch.end();
-            if let Some(event) = event {
+            for event in event.into_iter().chain(worker.take_damage()) {
+                if let StoreEvent::Failed { disk_full: false, detail, .. } = &event {
+                    suspect.note(detail);
+                }
                 mailbox.post(Report::Event(flotilla_node::event::Event::Store(event)));
             }
         }
