@@ -182,7 +182,10 @@ impl<S: StateStore> Driver<S> {
         for read in reads {
             let to = read.to;
             match self.readers.run(read) {
-                Some(reply) => {
+                Some((reply, damage)) => {
+                    if let Some(damage) = damage {
+                        self.shared.inbox.push(Event::Store(damage));
+                    }
                     self.shared.count(|stats| stats.reads_inline += 1);
                     self.deliver(to, reply);
                 }

@@ -13,16 +13,20 @@ use crate::mailbox::{Inbox, Mailbox};
 use crate::peer::{self, LinkOptions, Links};
 use crate::threads::{LogThread, Readers, StoreThread};
 use flotilla_node::boot::{self, Identity};
+use flotilla_node::check::others_suffice;
 use flotilla_node::control::{Formats, NodeProfile};
 use flotilla_node::event::Event;
 use flotilla_node::request::{JoinRequest, Reply, Request};
+use flotilla_node::state_machine::{ApplyError, ReplicaState};
 use flotilla_node::store_worker::StoreWorker;
 use flotilla_node::{Node, NodeConfig, StartError};
 use flotilla_storage::disk::{DiskError, FileDisk};
 use flotilla_storage::log::{LogBatch, LogError, LogOptions, RaftLog, Recovered};
+use flotilla_storage::store::engine_files::Depth;
 use flotilla_storage::store::{EngineOptions, EngineStore, StoreError};
-use flotilla_types::{ClusterId, NodeId};
+use flotilla_types::{ClusterId, NodeId, ReplicaKey};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -155,9 +159,16 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let clock = Clock::default();
 
     let data_dir = DataDir::open(&config.data_dir)?;
-    let member = become_member(&config, &data_dir, profile, &mut rng).await?;
-    let store = open_store(&config.limits, &data_dir)?;
-    let (worker, states) = StoreWorker::open(store.clone(), None).map_err(|error| ServerError::Store(chain(&error)))?;
+    let mut member = become_member(&config, &data_dir, profile, &mut rng).await?;
+    let (worker, states) = match open_store(&config.limits, &data_dir) {
+        Err(StoreError::Damaged(damage)) => {
+            give_up_store(&config, &data_dir, &mut member, profile, &damage).await?;
+            open_store(&config.limits, &data_dir)
+        }
+        opened => opened,
+    }
+    .map_err(|error| ServerError::Store(chain(&error)))?;
+    let store = worker.store().clone();
 
     let Member { log, recovered, identity, birth } = member;
     let cluster = identity.cluster.expect("a member has a cluster");
@@ -166,6 +177,11 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let node = Node::start(node_config(&config.limits), identity, recovered, states, rng.fork(), clock.now())
         .map_err(|reason| ServerError::Start { path: data_dir.path().display().to_string(), reason })?;
 
+    // From here on the log, not the old store, says what is to be done.
+    if let Err(error) = data_dir.remove_store_aside() {
+        tracing::warn!("cannot remove the store that was given up: {error}");
+    }
+
     let wake = Arc::new(Notify::new());
     let inbox = Rc::new(Inbox::new(Arc::clone(&wake)));
     let mailbox = Arc::new(Mailbox::new(wake));
@@ -173,7 +189,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let links = Links::new(link_options, Rc::clone(&inbox), rng.fork());
     let readers = Readers::start(store, &mailbox);
     let log = LogThread::start(log, clock, Arc::clone(&mailbox));
-    let store = StoreThread::start(worker, clock, Arc::clone(&mailbox));
+    let store = StoreThread::start(worker, data_dir.suspect(), clock, Arc::clone(&mailbox));
     let handle = NodeHandle(Rc::new(Shared {
         node: RefCell::new(node),
         inbox,
@@ -340,9 +356,64 @@ fn open_log(limits: &Limits, data_dir: &DataDir) -> Result<(RaftLog<FileDisk>, R
     })
 }
 
-fn open_store(limits: &Limits, data_dir: &DataDir) -> Result<EngineStore, ServerError> {
+fn open_store(limits: &Limits, data_dir: &DataDir) -> Result<(StoreWorker<EngineStore>, BTreeMap<ReplicaKey, ReplicaState>), StoreError> {
+    if let Some(reason) = data_dir.suspect().reason() {
+        tracing::warn!("the store failed when it was last used ({reason}): all of it is verified now");
+        EngineStore::verify(&data_dir.store(), Depth::All)?;
+    }
     let options = EngineOptions { cache_bytes: limits.store_cache_bytes, ..EngineOptions::default() };
-    EngineStore::open(&data_dir.store(), options).map_err(|error: StoreError| ServerError::Store(chain(&error)))
+    let store = EngineStore::open(&data_dir.store(), options)?;
+    let opened = StoreWorker::open(store, None).map_err(|error| match error {
+        ApplyError::Store(error) => error,
+        ApplyError::FailedBefore => unreachable!("nothing was done yet"),
+    })?;
+    if let Err(error) = data_dir.suspect().clear() {
+        tracing::warn!("cannot remove what is noted of a store that is whole: {error}");
+    }
+    Ok(opened)
+}
+
+/// Puts a damaged store aside, if other nodes hold enough of everything in it: the replicas whose rows are gone
+/// are then re-seeded under new ids, as any that is damaged (docs/decisions/0012). What this node remembers of the cluster
+/// may lie in that very store and be out of date elsewhere, so the others are asked first.
+async fn give_up_store(
+    config: &ServerConfig,
+    data_dir: &DataDir,
+    member: &mut Member,
+    profile: impl Fn(&str) -> NodeProfile,
+    damage: &str,
+) -> Result<(), ServerError> {
+    let refused = |why: String| ServerError::Store(format!("it is damaged ({damage}), and {why}"));
+    let known = member.identity.last_control().map_err(|error| refused(format!("the node's identity cannot be read: {error}")))?;
+    let others = known.iter().flat_map(|state| &state.nodes).filter(|(node, _)| **node != member.identity.node);
+    let mut targets = config.join.clone();
+    for address in others.filter_map(|(_, record)| record.profile.http.as_ref()) {
+        if !targets.contains(address) {
+            targets.push(address.clone());
+        }
+    }
+    if targets.is_empty() {
+        return Err(refused("no other node has copies: restore the data-dir, or a backup".to_owned()));
+    }
+    tracing::error!("the state store is damaged: {damage}; the other nodes are asked whether they have all of it");
+    let request = join_request(member.identity.node, profile(&member.identity.name), false);
+    let state = join::join(&targets, &request, join::JOIN_TIME_MAX)
+        .await
+        .map_err(|error| refused(format!("the other nodes, which may have copies, cannot be asked: {error}; start this node again")))?;
+    for key in member.recovered.replicas.keys() {
+        if !others_suffice(&state, member.identity.node, *key) {
+            return Err(refused(format!("{key} has no other copies to be replaced from: restore the data-dir, or a backup")));
+        }
+    }
+    let (identity, batch) = boot::joined(member.identity.clone(), &state);
+    write(&mut member.log, &batch)?;
+    member.identity = identity;
+    data_dir
+        .put_store_aside()
+        .and_then(|()| data_dir.suspect().clear())
+        .map_err(|source| ServerError::System { attempted: "put the damaged state store aside", source })?;
+    tracing::error!("the damaged state store is given up; its replicas are re-seeded from the other nodes");
+    Ok(())
 }
 
 fn write(log: &mut RaftLog<FileDisk>, batch: &LogBatch) -> Result<(), ServerError> {

@@ -466,7 +466,7 @@ impl World {
         let store = host.store.clone();
         let Some(running) = host.running() else { return };
         let applies = matches!(running.store_busy, Some(StoreJob::Apply(_)));
-        if let Some(event) = running.finish_store_job() {
+        for event in running.finish_store_job() {
             if let (true, StoreEvent::Applied(groups)) = (applies, &event) {
                 let replicas: Vec<ReplicaKey> = groups.iter().map(|group| group.replica).collect();
                 replicas.into_iter().for_each(|replica| self.observe_hash(&store, replica));
@@ -503,7 +503,10 @@ impl World {
             let (at, life) = (host.paused_until, host.life);
             return self.queue.push(at, Happening::Read(number, life, job));
         }
-        let reply = run_read(&host.store, &job);
+        let (reply, damage) = run_read(&host.store, &job);
+        if let Some(damage) = damage {
+            self.give(number, Event::Store(damage));
+        }
         match job.to {
             ReplyTo::Local(ticket) => {
                 let after = Duration::from_micros(self.chance.clients.between(20, 400));

@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: endpoints, output, errors.
 
 mod bench;
+mod check;
 mod cluster;
 mod del;
 mod demo;
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Import(import::ImportArgs),
     /// Look at the cluster: nodes, shards, where a key lies.
     Cluster(cluster::ClusterArgs),
+    /// Verify every checksum and invariant of the data-dir of a node that does not run.
+    Check(check::CheckArgs),
     /// Generate load and print latency percentiles.
     Bench(Box<bench::BenchArgs>),
     /// Print the manual of a command, or its manual page.
@@ -92,6 +95,7 @@ impl Command {
             Command::Help(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Cluster(args) => block_on(args.run()),
+            Command::Check(args) => args.run(),
             Command::Bench(args) => block_on(args.run()),
             Command::Other(words) => Err(not_built::refuse(&words)),
         }

@@ -188,6 +188,8 @@ pub struct Applier<S: StateStore> {
     pub(super) installing: BTreeMap<(ReplicaKey, u32), Incoming>,
     /// Where the sweep goes on within the first dead generation.
     pub(super) sweep_from: Option<((ReplicaKey, u32), Bytes)>,
+    /// Dead generations of which a row cannot be read.
+    pub(super) unsweepable: BTreeSet<(ReplicaKey, u32)>,
     pub(super) failed: bool,
     damaged: Vec<(ReplicaKey, String)>,
     writer: RowWriter,
@@ -262,6 +264,7 @@ impl<S: StateStore> Applier<S> {
             dead,
             installing: BTreeMap::new(),
             sweep_from: None,
+            unsweepable: BTreeSet::new(),
             failed: false,
             damaged,
             writer: RowWriter::default(),

@@ -124,6 +124,11 @@ fn put_row(
     writer.put_row(prefix, RowKind::Idempotency, &id.0.to_be_bytes(), (&value, &[]), hash)
 }
 
+/// Whether a row is one that was written.
+pub(super) fn verify_row(relative_key: &[u8], row: &[u8]) -> Result<(), StoreError> {
+    read_row(relative_key, row).map(drop)
+}
+
 fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(RequestId, Timestamp, Record), StoreError> {
     let body = layout::verify(relative_key, row)?;
     let damaged = |what: String| StoreError::Damaged(format!("the row \"{}\" {what}", relative_key.escape_ascii()));

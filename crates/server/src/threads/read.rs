@@ -6,6 +6,7 @@ use super::spawn;
 use crate::job_queue::JobQueue;
 use crate::mailbox::{Mailbox, Report};
 use flotilla_node::effect::ReadJob;
+use flotilla_node::event::StoreEvent;
 use flotilla_node::request::Reply;
 use flotilla_node::scan::ScanJob;
 use flotilla_node::{Event, run_read, run_scan};
@@ -48,7 +49,10 @@ impl<S: StateStore> Readers<S> {
                 spawn("read", Arc::clone(mailbox), move |mailbox| {
                     while let Some(job) = jobs.take_one() {
                         let start = Instant::now();
-                        let reply = run_read(&store, &job);
+                        let (reply, damage) = run_read(&store, &job);
+                        if let Some(damage) = damage {
+                            mailbox.post(Report::Event(Event::Store(damage)));
+                        }
                         mailbox.post(Report::Read { to: job.to, reply, took: start.elapsed() });
                     }
                 })
@@ -66,16 +70,17 @@ impl<S: StateStore> Readers<S> {
         Readers { store, jobs, scans, threads, pace: Pace::default() }
     }
 
-    /// Runs a read here and now, or hands it over: then its answer comes by the mailbox.
-    pub(crate) fn run(&mut self, job: ReadJob) -> Option<Reply> {
+    /// Runs a read here and now, or hands it over: then its answer comes by the mailbox, as does the damage
+    /// that it finds.
+    pub(crate) fn run(&mut self, job: ReadJob) -> Option<(Reply, Option<StoreEvent>)> {
         if self.pace.handing_over {
             self.jobs.push_all([job]);
             return None;
         }
         let start = Instant::now();
-        let reply = run_read(&self.store, &job);
+        let done = run_read(&self.store, &job);
         self.pace.note(start.elapsed());
-        Some(reply)
+        Some(done)
     }
 
     /// Hands scans over; what they read comes by the mailbox.
