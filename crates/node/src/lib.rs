@@ -9,7 +9,7 @@
 //! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
-//! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
+//! - [`event`], [`effect`], [`notice`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
 
 mod apply_queue;
 pub mod boot;
@@ -22,6 +22,7 @@ mod expiry;
 pub mod keyspace;
 pub mod message;
 pub mod node;
+pub mod notice;
 pub mod placement;
 mod reading;
 mod replica;
