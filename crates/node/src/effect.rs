@@ -2,6 +2,7 @@
 
 use crate::event::Ticket;
 use crate::message::PeerMessage;
+use crate::notice::Notice;
 use crate::request::Reply;
 use crate::scan::ScanJob;
 use crate::state_machine::{GroupApply, ReplicaState};
@@ -31,17 +32,6 @@ pub struct Effects {
     pub notices: Vec<Notice>,
     /// The process must end, for this reason (damage that cannot be healed here, removal, ...).
     pub fatal: Option<String>,
-}
-
-/// A line for the traces.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// Something an operator may want to know.
-    Info(String),
-    /// Something that a person should look at.
-    Warning(String),
-    /// A person must look.
-    Error(String),
 }
 
 /// One batch for the log thread: append, sync if asked, answer [`crate::event::Event::LogSynced`].

@@ -10,7 +10,7 @@
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
 //! - [`check`]: whether log and store are of one piece;
-//! - [`event`], [`effect`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
+//! - [`event`], [`effect`], [`notice`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
 
 mod apply_queue;
 pub mod boot;
@@ -24,6 +24,7 @@ mod expiry;
 pub mod keyspace;
 pub mod message;
 pub mod node;
+pub mod notice;
 pub mod placement;
 mod reading;
 mod replica;

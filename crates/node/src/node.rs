@@ -12,9 +12,10 @@ use crate::boot::{self, Identity};
 use crate::check;
 use crate::clocks::Clocks;
 use crate::control::{ControlState, Standing};
-use crate::effect::{Effects, Notice, ReplyTo};
+use crate::effect::{Effects, ReplyTo};
 use crate::event::{Event, Now, StoreEvent, Ticket};
 use crate::message::{PeerMessage, ScanForward};
+use crate::notice::Notice;
 use crate::reading::Reading;
 use crate::replica::Replica;
 use crate::replication::LogQueue;
@@ -234,7 +235,7 @@ impl Node {
     fn name_damage(&mut self, recovered: &Recovered) {
         for damage in &recovered.damage {
             let line = format!("damage found in the log: {} at byte {}: {}", damage.file, damage.offset, damage.reason);
-            self.out.notices.push(Notice::Error(line));
+            self.out.notices.push(Notice::error(line));
         }
     }
 
@@ -244,7 +245,7 @@ impl Node {
         if !check::others_suffice(&self.control, self.identity.node, key) {
             return Err(StartError::Damaged(format!("{key} has no other copies to be replaced from: restore the files, or a backup")));
         }
-        self.out.notices.push(Notice::Error(format!("{key} is damaged and will be re-seeded from the other replicas")));
+        self.out.notices.push(Notice::error(format!("{key} is damaged and will be re-seeded from the other replicas")).of_replica(key));
         self.retire_damaged(key);
         Ok(())
     }
@@ -330,16 +331,16 @@ impl Node {
                 self.log_is_full = true;
                 self.out
                     .notices
-                    .push(Notice::Error("the log found the disk full: free some space; nothing is written until then".to_owned()));
+                    .push(Notice::error("the log found the disk full: free some space; nothing is written until then".to_owned()));
             }
             Event::DiskRoom { is_low } => {
                 self.disk_is_low = is_low;
                 self.out.notices.push(match is_low {
-                    true => Notice::Error(
+                    true => Notice::error(
                         "the disk is almost full: puts and increments are refused with 507 until there is room; deletes still work"
                             .to_owned(),
                     ),
-                    false => Notice::Info("there is room on the disk again: puts are taken".to_owned()),
+                    false => Notice::info("there is room on the disk again: puts are taken".to_owned()),
                 });
             }
             Event::Store(event) => self.handle_store(event, now),

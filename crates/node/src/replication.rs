@@ -5,10 +5,11 @@
 //! unless one of its group's is still on its way to the disk.
 
 use crate::control::{ControlCommand, Standing};
-use crate::effect::{LogJob, Notice, StoreJob};
+use crate::effect::{LogJob, StoreJob};
 use crate::event::Now;
 use crate::message::PeerMessage;
 use crate::node::Node;
+use crate::notice::Notice;
 use crate::replica::{Install, InstallStage, Proposed, Replica, Waiter};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use crate::state_machine::{
@@ -303,7 +304,10 @@ impl Node {
             Err(error @ (StepError::CommitPastEnd { .. } | StepError::Diverged { .. })) => {
                 self.stop_replica(key, &StopReason::Damaged(error.to_string()))
             }
-            Err(error) => self.out.notices.push(Notice::Info(format!("{key}: a message from {from} was refused: {error}"))),
+            Err(error) => self
+                .out
+                .notices
+                .push(Notice::debug(format!("{key} refused a message: {error}")).of_replica(key).of_peer(self.name_of(from))),
         }
     }
 
@@ -433,7 +437,9 @@ impl Node {
         let alone = self.replicas.get(&key.group).is_some_and(|replica| replica.group.membership().voters.len() < 3);
         match reason {
             StopReason::Damaged(detail) if !alone => {
-                self.out.notices.push(Notice::Error(format!("{key} is damaged and will be re-seeded from the other replicas: {detail}")));
+                self.out.notices.push(
+                    Notice::error(format!("{key} is damaged and will be re-seeded from the other replicas: {detail}")).of_replica(key),
+                );
                 self.retire_damaged(key);
             }
             reason => self.out.fatal = Some(format!("{key} cannot go on: {reason}")),
@@ -518,6 +524,11 @@ impl Node {
             return;
         }
         self.stats.leader_changes += u64::from(leader.is_some());
+        let (key, term) = (replica.key, replica.group.term());
+        let line = leader
+            .map_or_else(|| format!("{group} has no leader in {term}"), |node| format!("{} leads {group} in {term}", self.name_of(node)));
+        self.out.notices.push(Notice::debug(line).of_replica(key));
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
         if leader == Some(me) {
             replica.expiry.begin_to_lead();
         }

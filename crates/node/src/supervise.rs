@@ -9,10 +9,11 @@ use crate::control::{
     ControlAnswer, ControlCommand, ControlState, Formats, GroupReport, NodeHealth, NodeProfile, NodeState, Observed, PlanLimits, Refusal,
     Standing, Step, next_step, plan,
 };
-use crate::effect::{Notice, StoreJob};
+use crate::effect::StoreJob;
 use crate::event::Now;
 use crate::message::PeerMessage;
 use crate::node::{Link, Node};
+use crate::notice::Notice;
 use crate::replica::{Replica, Waiter};
 use crate::report::Report;
 use crate::request::{Failure, FailureReason, JoinRequest, Reply};
@@ -130,6 +131,7 @@ impl Node {
 
     pub(crate) fn handle_link_up(&mut self, peer: NodeId, now: Now) {
         self.links.insert(peer, Link { up: true, since: now.instant });
+        self.out.notices.push(Notice::info("the link is up").of_peer(self.name_of(peer)));
         self.send(peer, PeerMessage::Clock { wall: now.wall });
         // The copy kept over a restart may be old, and may not even say who the control voters are.
         self.send(peer, PeerMessage::ControlAsk { epoch: self.control.epoch, orphan: None });
@@ -141,7 +143,11 @@ impl Node {
     }
 
     pub(crate) fn handle_link_down(&mut self, peer: NodeId, refused: bool, now: Now) {
-        self.links.insert(peer, Link { up: false, since: now.instant });
+        let before = self.links.insert(peer, Link { up: false, since: now.instant });
+        let line = if refused { "the link is down: its process is gone" } else { "the link is down" };
+        // Told once, however much is learnt of it afterwards.
+        let notice = if before.is_some_and(|link| link.up) { Notice::info(line) } else { Notice::debug(line) };
+        self.out.notices.push(notice.of_peer(self.name_of(peer)));
         self.fail_forwards_to(peer);
         self.drop_transfers_to(peer);
         for replica in self.replicas.values_mut() {
@@ -232,7 +238,7 @@ impl Node {
 
     pub(crate) fn handle_report(&mut self, from: NodeId, bytes: &bytes::Bytes, now: Now) {
         let Ok(report) = Report::decode(bytes.clone()) else {
-            return self.out.notices.push(Notice::Warning(format!("a report of {} could not be read", self.name_of(from))));
+            return self.out.notices.push(Notice::warning("its report could not be read").of_peer(self.name_of(from)));
         };
         // Whoever is asked, not the leader alone: who was away may know none of the present voters.
         if report.epoch < self.control.epoch && !self.holds_control(from) {
@@ -429,8 +435,8 @@ impl Node {
     pub(crate) fn handle_control_copy(&mut self, bytes: bytes::Bytes, _now: Now) {
         match ControlState::decode(bytes) {
             Ok(control) if control.cluster == self.control.cluster => self.adopt_control(&control),
-            Ok(_) => self.out.notices.push(Notice::Warning("a copy of another cluster's control state was refused".to_owned())),
-            Err(error) => self.out.notices.push(Notice::Warning(format!("a copy of the control state could not be read: {error}"))),
+            Ok(_) => self.out.notices.push(Notice::warning("a copy of another cluster's control state was refused".to_owned())),
+            Err(error) => self.out.notices.push(Notice::warning(format!("a copy of the control state could not be read: {error}"))),
         }
     }
 
@@ -506,7 +512,7 @@ impl Node {
 
     /// Leaves a tombstone and forgets the replica and its rows.
     fn remove_replica(&mut self, key: ReplicaKey) {
-        self.out.notices.push(Notice::Info(format!("{key} was moved away from this node")));
+        self.out.notices.push(Notice::info(format!("{key} was moved away from this node")).of_replica(key));
         self.tombstones.insert(key);
         self.log.push(LogRecord::Tombstone { replica: key });
         self.out.store.push(StoreJob::Destroy { replica: key });
@@ -626,9 +632,10 @@ impl Node {
         let Some(agreed) = agreed else {
             if membership.voters.keys().all(|voter| at.contains_key(voter)) {
                 replica.diverged = true;
-                self.out
-                    .notices
-                    .push(Notice::Error(format!("{group}: its replicas differ at {index} and no majority agrees; its writes are refused")));
+                self.out.notices.push(
+                    Notice::error(format!("{group}: its replicas differ at {index} and no majority agrees; its writes are refused"))
+                        .of_group(group),
+                );
             }
             return;
         };
@@ -645,7 +652,9 @@ impl Node {
     pub(crate) fn handle_diverged(&mut self, group: GroupId, replica: ReplicaId, index: LogIndex) {
         let key = ReplicaKey { group, replica };
         if self.replicas.get(&group).is_some_and(|here| here.key == key) {
-            self.out.notices.push(Notice::Error(format!("{key} differs from a majority of its group at {index} and is re-seeded")));
+            self.out
+                .notices
+                .push(Notice::error(format!("{key} differs from a majority of its group at {index} and is re-seeded")).of_replica(key));
             self.retire_damaged(key);
         }
     }

@@ -47,6 +47,10 @@ pub struct Settings {
     pub replicas: Option<u32>,
     /// Failure zone.
     pub zone: Option<String>,
+    /// What is traced, as a filter.
+    pub log_level: Option<String>,
+    /// How it is traced.
+    pub log_format: Option<LogFormat>,
     /// Longest value.
     #[serde(deserialize_with = "size")]
     pub value_bytes_max: Option<ByteSize>,
@@ -69,6 +73,16 @@ pub struct Settings {
     /// Memory for blocks read from the store.
     #[serde(deserialize_with = "size")]
     pub store_cache_bytes: Option<ByteSize>,
+}
+
+/// How traces are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// A checked, complete configuration.
@@ -200,6 +214,8 @@ impl Settings {
             shards,
             replicas,
             zone,
+            log_level,
+            log_format,
             value_bytes_max,
             requests_max,
             request_bytes_max,

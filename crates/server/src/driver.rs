@@ -10,9 +10,10 @@ use crate::disk_room::DiskRoom;
 use crate::handle::{NodeHandle, Shared};
 use crate::mailbox::Report;
 use crate::threads::{LogThread, Readers, StoreThread};
-use flotilla_node::effect::{Effects, Notice, ReplyTo};
+use flotilla_node::effect::{Effects, ReplyTo};
 use flotilla_node::event::{Event, Now};
 use flotilla_node::message::PeerMessage;
+use flotilla_node::notice::{Notice, NoticeLevel};
 use flotilla_node::request::{Failure, FailureReason, Reply};
 use flotilla_storage::store::StateStore;
 use flotilla_types::Outcome;
@@ -153,11 +154,7 @@ impl<S: StateStore> Driver<S> {
     fn carry_out(&mut self, effects: Effects, _now: Now) -> Result<(), String> {
         let Effects { replies, messages, log, store, reads, scans, peers, notices, fatal } = effects;
         for notice in notices {
-            match notice {
-                Notice::Info(line) => tracing::info!("{line}"),
-                Notice::Warning(line) => tracing::warn!("{line}"),
-                Notice::Error(line) => tracing::error!("{line}"),
-            }
+            trace(&notice);
         }
         // First what other threads can begin with.
         if let Some(job) = log {
@@ -230,5 +227,28 @@ impl<S: StateStore> Driver<S> {
             tickets.answer(overdue.ticket, Reply::Failed(Failure { reason: FailureReason::Timeout, outcome, detail }));
         }
         Ok(())
+    }
+}
+
+/// Puts what the node says into the traces, under its own name.
+fn trace(notice: &Notice) {
+    macro_rules! event {
+        ($level:ident) => {
+            tracing::event!(
+                target: "flotilla_node",
+                tracing::Level::$level,
+                shard = notice.group.map(tracing::field::display),
+                replica = notice.replica.map(tracing::field::display),
+                peer = notice.peer.as_deref(),
+                "{}",
+                notice.line
+            )
+        };
+    }
+    match notice.level {
+        NoticeLevel::Debug => event!(DEBUG),
+        NoticeLevel::Info => event!(INFO),
+        NoticeLevel::Warning => event!(WARN),
+        NoticeLevel::Error => event!(ERROR),
     }
 }

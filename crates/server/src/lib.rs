@@ -28,6 +28,6 @@ pub mod shutdown;
 mod threads;
 mod tickets;
 
-pub use config::{ConfigError, ServerConfig, Settings};
+pub use config::{ConfigError, LogFormat, ServerConfig, Settings};
 pub use handle::NodeHandle;
 pub use server::{Birth, ServerError, Started, run, serve_blocking};

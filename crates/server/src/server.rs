@@ -215,6 +215,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let door = tokio::task::spawn_local(door);
     let door_abort = door.abort_handle();
     let introducing = tokio::task::spawn_local(introduce(handle.clone(), profile));
+    tracing::info!(node = %started.name, id = %started.node, cluster = %started.cluster, http = %http_address, peer = %peer_address, "serving");
     on_started(&started);
 
     let ended = {

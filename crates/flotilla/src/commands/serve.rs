@@ -5,7 +5,7 @@ use super::{CommandError, print_line};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use flotilla_server::server::{Birth, Started, serve_blocking};
-use flotilla_server::{ConfigError, Settings};
+use flotilla_server::{ConfigError, LogFormat, Settings};
 use flotilla_types::ByteSize;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -59,12 +59,13 @@ pub(crate) struct ServeArgs {
     /// A file with any of these settings, by their names here.
     #[arg(long, value_name = "FILE.toml", env = "FLOTILLA_CONFIG")]
     config: Option<PathBuf>,
-    /// What is traced to standard error: error, warn, info, debug, trace, or a filter such as flotilla_node=debug.
-    #[arg(long, default_value = "warn", env = "FLOTILLA_LOG_LEVEL")]
-    log_level: String,
-    /// How it is traced.
-    #[arg(long, value_enum, default_value = "text", env = "FLOTILLA_LOG_FORMAT")]
-    log_format: LogFormat,
+    /// What is traced to standard error: error, warn, info, debug, trace or off, or a filter by module such as
+    /// info,flotilla_server::peer=debug [default: warn].
+    #[arg(long, value_name = "FILTER", env = "FLOTILLA_LOG_LEVEL")]
+    log_level: Option<String>,
+    /// How it is traced [default: text].
+    #[arg(long, value_enum, env = "FLOTILLA_LOG_FORMAT")]
+    log_format: Option<LogFormatArg>,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -99,14 +100,13 @@ struct LimitArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum LogFormat {
+enum LogFormatArg {
     Text,
     Json,
 }
 
 impl ServeArgs {
     pub(super) fn run(self) -> Result<ExitCode, CommandError> {
-        trace_to_stderr(&self.log_level, self.log_format)?;
         let file = match &self.config {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
@@ -114,10 +114,20 @@ impl ServeArgs {
             }
             None => Settings::default(),
         };
-        let config = self.settings().over(file).check().map_err(|error| usage(&error))?;
+        let settings = self.settings().over(file);
+        let format = settings.log_format.unwrap_or(LogFormat::Text);
+        trace_to_stderr(settings.log_level.as_deref().unwrap_or("warn"), format)?;
+        let config = settings.check().map_err(|error| usage(&error))?;
         let data_dir = config.data_dir.clone();
-        serve_blocking(config, |started| announce(started, &data_dir))?;
-        Ok(ExitCode::SUCCESS)
+        match serve_blocking(config, |started| announce(started, &data_dir)) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            // Said once, and so that whoever reads the traces by machine reads this too.
+            Err(error) if format == LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) => {
+                tracing::error!("{error}");
+                Ok(ExitCode::FAILURE)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn settings(self) -> Settings {
@@ -137,6 +147,11 @@ impl ServeArgs {
             shards: self.shards,
             replicas: self.replicas,
             zone: self.zone,
+            log_level: self.log_level,
+            log_format: self.log_format.map(|format| match format {
+                LogFormatArg::Text => LogFormat::Text,
+                LogFormatArg::Json => LogFormat::Json,
+            }),
             value_bytes_max: limits.value_bytes_max,
             requests_max: limits.requests_max,
             request_bytes_max: limits.request_bytes_max,
@@ -176,11 +191,39 @@ fn announce(started: &Started, data_dir: &Path) {
 }
 
 fn trace_to_stderr(level: &str, format: LogFormat) -> Result<(), CommandError> {
-    let filter = EnvFilter::try_new(level).map_err(|error| CommandError::Usage(format!("--log-level {level:?}: {error}")))?;
+    let filter = parse_filter(level).map_err(|error| CommandError::Usage(format!("--log-level {level:?}: {error}")))?;
     let traces = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => traces.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => traces.json().init(),
+        LogFormat::Json => traces.json().flatten_event(true).with_span_list(false).with_current_span(false).init(),
     }
     Ok(())
+}
+
+/// Levels and `module=level`, with commas between.
+fn parse_filter(text: &str) -> Result<EnvFilter, String> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    for part in &parts {
+        // The library takes a misspelt level for the name of a module.
+        let level = part.rsplit_once('=').map_or(*part, |(_, level)| level);
+        if !["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str()) {
+            return Err(format!("{level:?} is no level; give error, warn, info, debug, trace or off, or MODULE=LEVEL"));
+        }
+    }
+    EnvFilter::try_new(parts.join(",")).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_levels_and_modules() {
+        for filter in ["info", "INFO", "off", "warn,flotilla_server::peer=debug", "info, flotilla_node=trace"] {
+            assert!(parse_filter(filter).is_ok(), "{filter}");
+        }
+        for filter in ["", "wran", "flotilla_node", "info,", "flotilla_node=loud", "info;debug"] {
+            assert!(parse_filter(filter).is_err(), "{filter}");
+        }
+    }
 }

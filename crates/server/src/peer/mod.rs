@@ -323,8 +323,9 @@ impl Links {
         peer.told = tell;
         drop(peers);
         match tell {
-            Told::Up => tracing::info!(peer = %node, "link up"),
-            Told::Down { refused } => tracing::info!(peer = %node, refused, "link down"),
+            // The node says so, by the peer's name.
+            Told::Up => tracing::debug!(peer = %node, "link up"),
+            Told::Down { refused } => tracing::debug!(peer = %node, refused, "link down"),
             Told::Nothing => {}
         }
         self.0.inbox.push(match tell {
