@@ -25,6 +25,7 @@ mod tests;
 pub use incoming::listen;
 pub use socket::bind;
 
+use crate::answer_bytes::no_room;
 use crate::mailbox::Inbox;
 use flotilla_node::event::Event;
 use flotilla_node::message::{Channel, PeerMessage};
@@ -165,13 +166,10 @@ impl Links {
     /// Queues a message. If it cannot be sent, a forwarded request is refused back to the node and a
     /// snapshot given up; everything else is dropped, as Raft expects of a network.
     pub fn send(&self, to: NodeId, message: &PeerMessage) {
-        let queued = self.0.peers.borrow().get(&to).is_some_and(|peer| {
-            let limit = self.0.options.buffer_bytes_max.0;
-            match message.channel() {
-                Channel::Main => peer.main.push(message, limit),
-                Channel::Bulk => peer.bulk.push(message, limit),
-            }
-        });
+        let limit = self.0.options.buffer_bytes_max.0;
+        // What clients ask and are answered leaves room: a link full of values must not cost a leader its heartbeats.
+        let limit_now = if is_for_clients(message) { limit / 2 } else { limit };
+        let queued = self.push(to, message, limit_now) || in_short(message).is_some_and(|short| self.push(to, &short, limit));
         if queued {
             self.count(|stats| stats.messages_sent += 1);
             self.0.dirty.borrow_mut().insert(to);
@@ -179,6 +177,13 @@ impl Links {
             self.count(|stats| stats.messages_dropped += 1);
             self.refuse(to, message);
         }
+    }
+
+    fn push(&self, to: NodeId, message: &PeerMessage, limit: u64) -> bool {
+        self.0.peers.borrow().get(&to).is_some_and(|peer| match message.channel() {
+            Channel::Main => peer.main.push(message, limit),
+            Channel::Bulk => peer.bulk.push(message, limit),
+        })
     }
 
     /// Writes what was queued: one system call a peer, unless the socket is full.
@@ -294,5 +299,25 @@ impl Links {
         if said.len() < SAID_MAX {
             said.insert(line, now);
         }
+    }
+}
+
+fn is_for_clients(message: &PeerMessage) -> bool {
+    matches!(message, PeerMessage::Forward(_) | PeerMessage::Reply { .. } | PeerMessage::Scan(_) | PeerMessage::ScanPart { .. })
+}
+
+/// What an answer is cut down to where there is no room for it: whoever asked need not wait in vain. Writes have short ones.
+fn in_short(message: &PeerMessage) -> Option<PeerMessage> {
+    match message {
+        PeerMessage::Reply { id, reply, leader } => {
+            let holds_value = match reply {
+                Reply::Stale { reply, .. } => matches!(**reply, Reply::Value { .. }),
+                reply => matches!(reply, Reply::Value { .. }),
+            };
+            let reply = if holds_value { Reply::Failed(no_room()) } else { reply.clone() };
+            Some(PeerMessage::Reply { id: *id, reply, leader: *leader })
+        }
+        PeerMessage::ScanPart { number, answer: Ok(_) } => Some(PeerMessage::ScanPart { number: *number, answer: Err(no_room()) }),
+        _ => None,
     }
 }
