@@ -217,7 +217,7 @@ impl Node {
                 continue;
             }
             if let Some(reason) = state.as_ref().and_then(|state| check::contradiction(&replica, Some(state))) {
-                node.out.notices.push(Notice::Error(format!("{key}: {reason}")));
+                node.out.notices.push(Notice::error(reason).of_replica(key));
                 node.retire_lost(key)?;
                 continue;
             }

@@ -451,7 +451,8 @@ impl Node {
     pub(crate) fn handle_damaged_rows(&mut self, key: ReplicaKey, detail: String) {
         let Some(replica) = self.replicas.get(&key.group).filter(|replica| replica.key == key) else { return };
         if replica.group.membership().voters.len() < 3 {
-            self.out.notices.push(Notice::Error(format!("{key} is damaged and has no other copies to be re-seeded from: {detail}")));
+            let line = format!("{key} is damaged and has no other copies to be re-seeded from: {detail}");
+            self.out.notices.push(Notice::error(line).of_replica(key));
         } else {
             self.stop_replica(key, &StopReason::Damaged(detail));
         }

@@ -1,11 +1,13 @@
 //! Starting a node, running it and ending it. Start-up reads top to bottom as the list of its parts.
 
+use crate::answer_bytes::AnswerBytes;
 use crate::clock::Clock;
 use crate::config::{Limits, ServerConfig};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::disk_room::DiskRoom;
 use crate::driver::Driver;
 use crate::error::chain;
+use crate::file_limit;
 use crate::handle::{DoorLimits, DriverStats, NodeHandle, Shared};
 use crate::http::{self, HttpOptions};
 use crate::join::{self, JoinError};
@@ -187,7 +189,8 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let mailbox = Arc::new(Mailbox::new(wake));
     let link_options = LinkOptions { buffer_bytes_max: config.limits.link_bytes_max, ..LinkOptions::new(started.node, cluster) };
     let links = Links::new(link_options, Rc::clone(&inbox), rng.fork());
-    let readers = Readers::start(store, &mailbox);
+    let answers = AnswerBytes::new(usize_of(config.limits.request_bytes_max.0));
+    let readers = Readers::start(store, &mailbox, answers.clone());
     let log = LogThread::start(log, clock, Arc::clone(&mailbox));
     let store = StoreThread::start(worker, data_dir.suspect(), clock, Arc::clone(&mailbox));
     let handle = NodeHandle(Rc::new(Shared {
@@ -205,7 +208,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         since: SystemTime::now(),
         store_cache_bytes_max: config.limits.store_cache_bytes.0,
     }));
-    let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()));
+    let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()), answers);
 
     let listening = tokio::task::spawn_local(peer::listen(links.clone(), peer_listener));
     let (close_door, door_closes) = oneshot::channel::<()>();
@@ -249,7 +252,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
 /// As [`run`].
 pub fn serve_blocking(config: ServerConfig, on_started: impl FnOnce(&Started)) -> Result<(), ServerError> {
     crate::shutdown::end_on_panic();
-    crate::file_limit::raise();
+    file_limit::raise();
     let failed = |attempted| move |source| ServerError::System { attempted, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -492,8 +495,9 @@ fn node_config(limits: &Limits) -> NodeConfig {
 fn http_options(limits: &Limits) -> HttpOptions {
     HttpOptions {
         value_bytes_max: usize_of(limits.value_bytes_max.0),
-        connections_max: limits.http_connections_max,
+        connections_max: file_limit::for_connections(limits.http_connections_max),
         body_bytes_max: usize_of(limits.request_bytes_max.0),
+        answer_bytes_max: usize_of(limits.request_bytes_max.0),
         drain_timeout: DRAIN_TIME_MAX,
         ..HttpOptions::default()
     }

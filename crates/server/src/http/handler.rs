@@ -19,8 +19,8 @@ use flotilla_api::{ErrorCode, Problem};
 use flotilla_node::request::{Reply, Request as NodeRequest, RequestId, WriteRefusal};
 use flotilla_types::{Condition, Key, Outcome};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{ACCEPT, CONTENT_RANGE, EXPECT, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub(super) async fn handle<B: Backend>(
     let (parts, body) = request.into_parts();
     let mut headers = parts.headers;
     let route = Route::of(&parts.method, parts.uri.path());
-    let exchange = Exchange { door: &door, connection: &connection, method: &parts.method, headers: &headers };
+    let exchange = Exchange { door: &door, connection: &connection, method: &parts.method, version: parts.version, headers: &headers };
     let unread = Cell::new(false);
     let mut answer = match exchange.answer(route, parts.uri.query(), body, &unread).await {
         Ok(answer) => answer,
@@ -87,6 +87,7 @@ struct Exchange<'a, B> {
     door: &'a Rc<Door<B>>,
     connection: &'a ConnectionState,
     method: &'a Method,
+    version: Version,
     headers: &'a HeaderMap,
 }
 
@@ -95,6 +96,11 @@ impl<B: Backend> Exchange<'_, B> {
     async fn answer(&self, route: Route<'_>, query: Option<&str>, body: Incoming, unread: &Cell<bool>) -> Result<Answer, Problem> {
         // hyper knows without reading when there is no body.
         unread.set(!hyper::body::Body::is_end_stream(&body));
+        let mut hosts = self.headers.get_all(HOST).into_iter();
+        if (self.version == Version::HTTP_11 && hosts.next().is_none()) || hosts.next().is_some() {
+            // RFC 9112, section 3.2: whoever stands between might have understood another request.
+            return Err(Problem::new(ErrorCode::MalformedRequest, "a request has exactly one Host header"));
+        }
         let query = match (route.parameters(), query) {
             (Some(allowed), Some(_)) => Query::parse(query, allowed)?,
             _ => Query::default(),
@@ -122,6 +128,11 @@ impl<B: Backend> Exchange<'_, B> {
                     // RFC 9110, section 14.5: a part must not be taken for the whole.
                     return Err(Problem::new(ErrorCode::BadBody, "a PUT with Content-Range is not a whole value"));
                 }
+                if self.headers.contains_key(EXPECT)
+                    && let Some(refusal) = self.door.backend.refusal_of_put(&key)
+                {
+                    return Ok(Answer::failure(refusal));
+                }
                 let began_ms = self.door.shared.now_ms.get();
                 let (value, _reservation) = self.read_body(body, self.door.options.value_bytes_max, timeout).await?;
                 unread.set(false);
@@ -141,7 +152,7 @@ impl<B: Backend> Exchange<'_, B> {
                 if wants_lines(accept) {
                     return Ok(scan::lines(self.door, ScanParameters::parse(&query, u32::MAX)?, timeout).await);
                 }
-                Ok(scan::page(&*self.door.backend, ScanParameters::parse(&query, LIMIT_MAX)?, timeout).await)
+                Ok(scan::page(self.door, ScanParameters::parse(&query, LIMIT_MAX)?, timeout).await)
             }
             Route::DeleteRange => {
                 let (range, timeout) = (parse_range(&query)?.ok_or_else(scan::unbounded)?, query.timeout()?);
