@@ -12,7 +12,7 @@ use anyhow::{anyhow, bail};
 use flotilla_api::http::write_put_op;
 use hyper::Method;
 use serde::Deserialize;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -243,7 +243,7 @@ impl ImportPlan {
         }
         let (mut left, mut trouble): (Vec<Put>, _) = (Vec::new(), None);
         // A later line of a key must not be overtaken by an earlier one that is sent again.
-        let mut keys_left: HashSet<Vec<u8>> = HashSet::new();
+        let mut keys_left: BTreeSet<Vec<u8>> = BTreeSet::new();
         for (put, result) in puts.drain(..).zip(results) {
             match result.status {
                 200..300 if keys_left.contains(&put.key) => left.push(put),

@@ -1,7 +1,7 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, kill, real_data, weather};
+use flotilla_harness::{binary::flotilla_binary, bulk, expiry, kill, once, real_data, scan_load, weather};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +30,39 @@ fn real_data_survives_a_kill() {
     let plan = real_data::RealDataPlan { connections: 32, packages_max: Some(2000) };
     let report = with_folder(async |binary, folder| real_data::run(binary, folder, &plan).await);
     assert!(report.verdict.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn imports_and_exports_go_on_where_they_were_interrupted() {
+    if real_data::packages().is_err() {
+        eprintln!("no apt on this machine: nothing to import");
+        return;
+    }
+    let report = with_folder(async |binary, folder| bulk::run(binary, folder, Some(10_000)).await);
+    assert!(report.is_fine() && report.packages > 0, "{:#?}", report.lines());
+}
+
+#[test]
+fn increments_that_are_sent_twice_count_once() {
+    let plan = once::OncePlan { increments: 500, clients: 4, kill_every: Duration::from_secs(1), seed: 1 };
+    let report = with_folder(async |binary, folder| once::run(binary, folder, &plan).await);
+    assert!(report.is_fine() && report.requests >= 1000 && report.kills > 0, "{:#?}", report.lines());
+}
+
+#[test]
+fn long_scans_are_whole_and_in_order() {
+    let plan = scan_load::ScanPlan { keys: 30_000, value_bytes: 200, stall: Duration::from_secs(1) };
+    let report = with_folder(async |binary, folder| scan_load::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn keys_expire_once_and_for_all_whatever_clocks_say() {
+    let seconds = Duration::from_secs;
+    let plan =
+        expiry::ExpiryPlan { duration: seconds(6), event_every: seconds(1), clients: 12, keys: 5_000, keys_ttl: seconds(5), seed: 1 };
+    let report = with_folder(async |binary, folder| expiry::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use flotilla_node::request::{Failure, Reply, Request, RequestId};
 use flotilla_types::{Key, Outcome};
 use hyper::StatusCode;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -71,7 +71,7 @@ pub(super) async fn run<B: Backend>(backend: &Rc<B>, ops: Vec<BatchOp>, id: Opti
 /// The operations by key, the keys in the order in which they come first.
 fn chains_of(ops: Vec<BatchOp>) -> Vec<Chain> {
     let mut chains: Vec<Chain> = Vec::with_capacity(ops.len());
-    let mut chain_of_key: HashMap<Key, usize> = HashMap::with_capacity(ops.len());
+    let mut chain_of_key: BTreeMap<Key, usize> = BTreeMap::new();
     for (place, op) in ops.into_iter().enumerate() {
         let chain = *chain_of_key.entry(op.key().clone()).or_insert(chains.len());
         match chains.get_mut(chain) {
