@@ -295,7 +295,7 @@ mod tests {
         };
         let whole = lines_of(&source);
         assert_eq!(faults(&whole), 0);
-        assert_eq!(faults(&whole[..whole.len() / 2 + 1].split_inclusive(|&b| b == b'\n').next().expect("a line")), 1);
+        assert_eq!(faults(whole[..whole.len() / 2 + 1].split_inclusive(|&b| b == b'\n').next().expect("a line")), 1);
         assert!(faults(&lines_of(&[(b"a".to_vec(), b"2".to_vec())].into())) >= 2);
     }
 }
