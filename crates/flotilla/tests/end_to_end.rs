@@ -87,6 +87,16 @@ fn a_demo_cluster_serves_every_command() {
     assert_eq!(outcome(&["incr", "visits/today", "--endpoint", &first]), (0, "1\n".into(), String::new()));
     assert_eq!(outcome(&["incr", "visits/today", "--by", "-43", "--endpoint", &last]).1, "-42\n");
     assert_eq!(outcome(&["get", "visits/today", "--endpoint", &first]).1, "-42");
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let (code, text, error) = outcome(&[arguments, &["--json", "--endpoint", &last]].concat());
+        assert_eq!((code, error.as_str()), (0, ""));
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let version = json(&["put", "a/json", "v"])["version"].clone();
+    assert_eq!(json(&["get", "a/json"]), serde_json::json!({"key": "a/json", "value": "v", "version": version}));
+    assert_eq!(json(&["del", "a/json"]), serde_json::json!({"deleted": true}));
+    assert_eq!(json(&["incr", "visits/today"])["value"], -41);
+    assert_eq!(outcome(&["incr", "visits/today", "--by", "-1", "--endpoint", &first]).1, "-42\n");
     let (code, _, error) = outcome(&["incr", "a key/ä", "--endpoint", &first]);
     assert!(code == 1 && error.contains("not_an_integer") && error.contains("it did not happen"), "{code} {error}");
 
