@@ -110,9 +110,9 @@ impl Cluster {
         for at in 0..self.nodes.len() {
             if self.nodes[at].1.is_none() {
                 self.launch(at)?;
-                self.wait_ready(at).await?;
             }
         }
+        self.wait_all_ready().await?;
         self.wait_settled().await?;
         Ok(())
     }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// What `docs/api.md` tells: a key expires early by less.
 const EARLY_MAX: Duration = Duration::from_secs(2);
+/// Not told, but more than any failover and any slow machine should cost.
+const LATE_MAX: Duration = Duration::from_secs(30);
 /// For so long after it was first seen absent a key is asked for.
 const WATCHED_ON: Duration = Duration::from_secs(3);
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -201,6 +203,10 @@ async fn client(seen: &Seen, addresses: &[SocketAddr], number: u64, mut rng: Rng
         let acknowledged = Instant::now();
         let mut gone = None;
         while gone.is_none_or(|gone: Instant| gone.elapsed() < WATCHED_ON) {
+            if gone.is_none() && acknowledged.elapsed() > ttl + LATE_MAX {
+                seen.faults.borrow_mut().push(format!("{key} with {ttl:?} is there {LATE_MAX:?} after its time"));
+                break;
+            }
             tokio::time::sleep(ASK_EVERY).await;
             wire.turn_to(addresses[rng.below(addresses.len() as u64) as usize]);
             let value = wire.get(key.as_bytes(), false).await;

@@ -270,6 +270,11 @@ impl Request {
         }
     }
 
+    /// Whether its effect depends on what time it is.
+    pub fn needs_time(&self) -> bool {
+        matches!(self, Request::Put { ttl: Some(_), .. } | Request::Idempotent { .. })
+    }
+
     /// The key it is about, if it is about one.
     pub fn key(&self) -> Option<&Key> {
         match self {

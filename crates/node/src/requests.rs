@@ -175,6 +175,8 @@ impl Node {
     /// Takes a request in at the leader it is meant for.
     fn accept(&mut self, group: GroupId, waiter: Waiter, request: Request, now: Now) {
         let writes_refused = self.unapplied_bytes > self.config.unapplied_bytes_max;
+        let needs_time = request.needs_time();
+        let time_is_known = !needs_time || self.clock(now) > Timestamp(0);
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         match request {
             Request::Get { key } => {
@@ -189,6 +191,10 @@ impl Node {
                 if replica.diverged {
                     let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
+                }
+                if needs_time && !time_is_known {
+                    let detail = "this node has just started and not heard the clocks of a majority: try again shortly";
+                    return self.refuse(waiter.to, FailureReason::NoQuorum, detail);
                 }
                 if self.log_is_full || (self.disk_is_low && request.needs_room()) {
                     self.stats.refused += 1;
