@@ -9,6 +9,7 @@ pub mod binary;
 pub mod cluster;
 pub mod compare_etcd;
 pub mod cut_off;
+pub mod damage;
 pub mod idle;
 pub mod keyspace;
 pub mod kill;

@@ -1,7 +1,7 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, kill, real_data, weather};
+use flotilla_harness::{binary::flotilla_binary, damage, kill, real_data, weather};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +30,15 @@ fn real_data_survives_a_kill() {
     let plan = real_data::RealDataPlan { connections: 32, packages_max: Some(2000) };
     let report = with_folder(async |binary, folder| real_data::run(binary, folder, &plan).await);
     assert!(report.verdict.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn damage_on_disk_is_found_and_never_served() {
+    let plan =
+        damage::DamagePlan { stopped: 12, running: 6, at_once: 3, keys: 300, long_keys: 20, seed: 5, time_max: Duration::from_secs(120) };
+    let report = with_folder(async |binary, folder| damage::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+    assert!(report.flips + report.cuts >= 6, "{:#?}", report.lines());
 }
 
 #[test]
