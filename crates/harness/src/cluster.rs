@@ -133,6 +133,23 @@ impl Cluster {
         forced
     }
 
+    /// Asks node `at` to end, and waits for it.
+    pub fn stop_one(&mut self, at: usize) {
+        if let Some(mut process) = self.nodes[at].1.take() {
+            process.stop();
+        }
+    }
+
+    /// Whether node `at` was started and has not been taken away since; it may have ended by itself.
+    pub fn is_running(&self, at: usize) -> bool {
+        self.nodes[at].1.is_some()
+    }
+
+    /// Whether node `at` has ended.
+    pub fn has_ended(&mut self, at: usize) -> bool {
+        self.nodes[at].1.as_mut().is_none_or(|process| !matches!(process.ended(), Ok(None)))
+    }
+
     /// Waits until node `at` is ready.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod bulk;
 pub mod cluster;
 pub mod compare_etcd;
 pub mod cut_off;
+pub mod damage;
 pub mod expiry;
 pub mod idle;
 pub mod keyspace;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, compare_etcd, cut_off, expiry, idle, kill, once, power, real_data, restart, scan_load, weather,
+    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, expiry, idle, kill, once, power, real_data, restart, scan_load, weather,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -114,6 +114,25 @@ enum Run {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Flipped bits and cut files in a node's data-dir.
+    Damage {
+        /// Damages while the node is stopped.
+        #[arg(long, default_value_t = 350)]
+        stopped: usize,
+        /// Damages while it runs.
+        #[arg(long, default_value_t = 150)]
+        running: usize,
+        #[arg(long, default_value_t = 5)]
+        at_once: usize,
+        #[arg(long, default_value_t = 2000)]
+        keys: usize,
+        #[arg(long, default_value_t = 300)]
+        long_keys: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long, value_parser = parse_duration, default_value = "60m")]
+        time_max: Duration,
+    },
     /// Starts that cannot go well.
     Weather {
         /// Also what takes minutes or needs root.
@@ -203,6 +222,12 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
         Run::CutOff { brief, long, kills, seed } => {
             let plan = cut_off::CutOffPlan { brief, long, kills_during_install: kills, seed };
             let report = cut_off::run_cut_off(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Damage { stopped, running, at_once, keys, long_keys, seed, time_max } => {
+            let plan = damage::DamagePlan { stopped, running, at_once, keys, long_keys, seed, time_max };
+            let report = damage::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.is_fine())
         }

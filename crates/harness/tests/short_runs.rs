@@ -1,7 +1,7 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, bulk, expiry, kill, once, real_data, scan_load, weather};
+use flotilla_harness::{binary::flotilla_binary, bulk, damage, expiry, kill, once, real_data, scan_load, weather};
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,6 +63,15 @@ fn keys_expire_once_and_for_all_whatever_clocks_say() {
         expiry::ExpiryPlan { duration: seconds(6), event_every: seconds(1), clients: 12, keys: 5_000, keys_ttl: seconds(5), seed: 1 };
     let report = with_folder(async |binary, folder| expiry::run(binary, folder, &plan).await);
     assert!(report.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn damage_on_disk_is_found_and_never_served() {
+    let plan =
+        damage::DamagePlan { stopped: 12, running: 6, at_once: 3, keys: 300, long_keys: 20, seed: 5, time_max: Duration::from_secs(120) };
+    let report = with_folder(async |binary, folder| damage::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+    assert!(report.flips + report.cuts >= 6, "{:#?}", report.lines());
 }
 
 #[test]

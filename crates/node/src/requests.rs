@@ -11,7 +11,7 @@ use crate::message::{Forward, PeerMessage};
 use crate::node::{Node, NodeConfig};
 use crate::replica::{ReadOf, Waiter, WaitingRead};
 use crate::request::{Failure, FailureReason, Reply, Request};
-use flotilla_types::{GroupId, Instant, Key, NodeId, Outcome, PlantedFault};
+use flotilla_types::{GroupId, Instant, Key, NodeId, Outcome, PlantedFault, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;

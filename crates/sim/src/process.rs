@@ -11,6 +11,7 @@ use crate::verdict;
 use crate::world::{Happening, Waiting, World};
 use bytes::{Bytes, BytesMut};
 use flotilla_node::boot::{self, Identity};
+use flotilla_node::check;
 use flotilla_node::control::{ControlState, Formats, NodeProfile};
 use flotilla_node::scan::ScanJob;
 use flotilla_node::state_machine::ReplicaState;
@@ -96,6 +97,14 @@ impl World {
             Err(error) => return self.cannot_start(number, &error.to_string()),
         };
         worker.mark_damaged(&mut recovered);
+        if !self.hosts[number].damaged {
+            // A node heals from this, which must not hide that nobody damaged anything.
+            let whole = recovered.replicas.iter().filter(|(_, replica)| !replica.is_lost);
+            let states = whole.filter_map(|(key, replica)| Some((key, check::contradiction(replica, Some(states.get(key)?))?)));
+            if let Some((key, why)) = states.into_iter().next() {
+                return self.cannot_start(number, &format!("{key}: {why}"));
+            }
+        }
         let rng = self.chance.machines.fork();
         let node = match Node::start(self.scenario.node.clone(), identity, recovered, states, rng, now) {
             Ok(node) => node,

@@ -156,7 +156,7 @@ impl<D: Disk> Check<'_, D> {
             }
             return Ok(());
         }
-        let Some((list_name, runs)) = self.list(&disk)? else { return Ok(()) };
+        let Some((list_name, runs)) = self.list(&disk)? else { return self.unlisted(id) };
         for name in names.iter().filter(|name| !["current", "tables", "blobs"].contains(&name.as_str()) && **name != list_name) {
             self.unused(&disk, name);
         }
@@ -176,6 +176,27 @@ impl<D: Disk> Check<'_, D> {
             }
         }
         self.report.trees.insert(id, runs);
+        Ok(())
+    }
+
+    /// Tables of a list that is damaged: which are in force is not known, nor what their whole checksums are.
+    fn unlisted(&mut self, id: u64) -> Result<(), DiskError> {
+        let disk = (self.folder)(&format!("keyspaces/{id}/tables"));
+        for name in if self.depth == Depth::All { disk.list()? } else { Vec::new() } {
+            let file = disk.open(&name)?;
+            let length = disk.len(&file)?;
+            self.audience.progress(length);
+            self.audience.file(FileUse { file: disk.path(&name), bytes: length, bytes_used: length });
+            let places = damaged_blocks(&disk, &file, length)?;
+            let is_block = |place: &Range<u64>| place.end - place.start >= BLOCK_HEADER_BYTES as u64 && place.end < length;
+            let mut damaged: Vec<Range<u64>> = places.into_iter().filter(is_block).collect();
+            if damaged.is_empty() && !ends_well(&disk, &file, length)? {
+                damaged.push(length.saturating_sub(TRAILER_BYTES as u64)..length);
+            }
+            for place in damaged {
+                self.damage(Finding::damage(disk.path(&name), place, "a block or the end of the file does not match its checksum", RESEED));
+            }
+        }
         Ok(())
     }
 
@@ -300,6 +321,21 @@ fn section(file: &Bytes, name: &[u8]) -> Result<Bytes, DecodeError> {
         }
     }
     Err(DecodeError::Invalid("sections without tables", 0))
+}
+
+/// Whether a table's contents, at its end, match the trailer behind them.
+fn ends_well<D: Disk>(disk: &D, file: &D::File, length: u64) -> Result<bool, DiskError> {
+    let Some(at) = length.checked_sub(TRAILER_BYTES as u64) else { return Ok(false) };
+    let mut trailer = [0; TRAILER_BYTES];
+    disk.read_at(file, at, &mut trailer)?;
+    let place = u64::from_le_bytes(trailer[22..30].try_into().expect("eight bytes"));
+    if !trailer.starts_with(b"SFA!\x01\x00") || place >= at || at - place > READ_BYTES as u64 {
+        return Ok(false);
+    }
+    let mut contents = vec![0; (at - place) as usize];
+    disk.read_at(file, place, &mut contents)?;
+    Ok(xxh3_128(&contents).to_le_bytes() == trailer[6..22]
+        && u64::from_le_bytes(trailer[30..].try_into().expect("eight bytes")) == at - place)
 }
 
 /// Where a damaged table's blocks do not verify. A table is a run of blocks, a few bytes without a checksum of

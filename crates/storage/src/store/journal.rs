@@ -15,6 +15,8 @@ use crate::disk::{Disk, DiskError};
 use crate::verify::{Audience, FileUse, Finding, READ_BYTES};
 use xxhash_rust::xxh3::Xxh3;
 
+static ZEROS: [u8; READ_BYTES] = [0; READ_BYTES];
+
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
@@ -153,7 +155,7 @@ impl<D: Disk> Window<'_, D> {
         while at + (START_BYTES + END_BYTES) as u64 <= self.length {
             let count = (self.length - at).min(READ_BYTES as u64) as usize;
             let found = match self.bytes(at, count) {
-                Ok(bytes) => bytes.iter().position(|byte| *byte == START),
+                Ok(bytes) => memchr::memchr(START, bytes),
                 Err(Failure::Disk(error)) => return Err(error),
                 Err(Failure::Bad(_)) => return Ok(None),
             };
@@ -176,7 +178,7 @@ impl<D: Disk> Window<'_, D> {
         while at < self.length {
             let count = (self.length - at).min(READ_BYTES as u64) as usize;
             match self.bytes(at, count) {
-                Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => at += count as u64,
+                Ok(bytes) if bytes == &ZEROS[..count] => at += count as u64,
                 Err(Failure::Disk(error)) => return Err(error),
                 _ => return Ok(false),
             }
