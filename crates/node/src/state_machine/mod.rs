@@ -16,6 +16,7 @@
 pub mod apply;
 mod change;
 pub mod expiry;
+pub(crate) mod fuzzing;
 pub mod generation;
 mod idempotency;
 pub mod mutation;
