@@ -13,6 +13,8 @@ pub mod idle;
 pub mod keyspace;
 pub mod kill;
 pub mod power;
+pub mod pressure;
+mod pressure_client;
 pub mod real_data;
 pub mod restart;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, kill, real_data, weather};
+use flotilla_harness::{binary::flotilla_binary, kill, pressure, real_data, weather};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +30,21 @@ fn real_data_survives_a_kill() {
     let plan = real_data::RealDataPlan { connections: 32, packages_max: Some(2000) };
     let report = with_folder(async |binary, folder| real_data::run(binary, folder, &plan).await);
     assert!(report.verdict.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn pressure_costs_a_bounded_memory_and_small_requests_are_served() {
+    let plan = pressure::PressurePlan {
+        duration: Duration::from_secs(8),
+        factor: 50.0,
+        flooding: 100,
+        idle: 300,
+        dripping: 50,
+        large: 3,
+        deaf: 12,
+    };
+    let report = with_folder(async |binary, folder| pressure::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
 }
 
 #[test]
