@@ -18,6 +18,8 @@ pub mod kill;
 pub mod memory;
 pub mod once;
 pub mod power;
+pub mod pressure;
+mod pressure_client;
 pub mod real_data;
 pub mod restart;
 pub mod scan_load;

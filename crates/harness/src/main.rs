@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, expiry, idle, kill, once, power, real_data, restart, scan_load, weather,
+    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, expiry, idle, kill, once, power, pressure, real_data, restart, scan_load,
+    weather,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -149,6 +150,24 @@ enum Run {
         #[arg(long, value_parser = parse_duration, default_value = "30s")]
         duration: Duration,
     },
+    /// Far more than the cluster can do, beside idle, slow and deaf connections.
+    Pressure {
+        #[arg(long, value_parser = parse_duration, default_value = "120s")]
+        duration: Duration,
+        /// Times the measured capacity.
+        #[arg(long, default_value_t = 50.0)]
+        factor: f64,
+        #[arg(long, default_value_t = 2000)]
+        flooding: usize,
+        #[arg(long, default_value_t = 10_000)]
+        idle: usize,
+        #[arg(long, default_value_t = 500)]
+        dripping: usize,
+        #[arg(long, default_value_t = 24)]
+        large: usize,
+        #[arg(long, default_value_t = 300)]
+        deaf: usize,
+    },
     /// The same load on Flotilla and on etcd.
     CompareEtcd {
         #[arg(long, default_value_t = 5)]
@@ -247,6 +266,12 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
             let report = idle::run(binary, folder, duration).await?;
             show(&report, &report.lines(), json)?;
             Ok(true)
+        }
+        Run::Pressure { duration, factor, flooding, idle, dripping, large, deaf } => {
+            let plan = pressure::PressurePlan { duration, factor, flooding, idle, dripping, large, deaf };
+            let report = pressure::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
         }
         Run::CompareEtcd { runs, duration, connections, keys } => {
             let plan = compare_etcd::ComparePlan { runs, duration, connections, keys };

@@ -1,7 +1,7 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, bulk, damage, expiry, kill, once, real_data, scan_load, weather};
+use flotilla_harness::{binary::flotilla_binary, bulk, damage, expiry, kill, once, pressure, real_data, scan_load, weather};
 use std::path::Path;
 use std::time::Duration;
 
@@ -72,6 +72,21 @@ fn damage_on_disk_is_found_and_never_served() {
     let report = with_folder(async |binary, folder| damage::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
     assert!(report.is_fine(), "{:#?}", report.lines());
     assert!(report.flips + report.cuts >= 6, "{:#?}", report.lines());
+}
+
+#[test]
+fn pressure_costs_a_bounded_memory_and_small_requests_are_served() {
+    let plan = pressure::PressurePlan {
+        duration: Duration::from_secs(8),
+        factor: 50.0,
+        flooding: 100,
+        idle: 300,
+        dripping: 50,
+        large: 3,
+        deaf: 12,
+    };
+    let report = with_folder(async |binary, folder| pressure::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
 }
 
 #[test]

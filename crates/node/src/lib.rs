@@ -21,6 +21,7 @@ pub mod control;
 pub mod effect;
 pub mod event;
 mod expiry;
+pub mod fuzzing;
 pub mod keyspace;
 pub mod message;
 pub mod node;

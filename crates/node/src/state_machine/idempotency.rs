@@ -34,7 +34,7 @@ pub(super) struct IdempotencyTable {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Record {
+pub(super) struct Record {
     /// Which request it was, apart from its id.
     fingerprint: u128,
     answer: MutationResult,
@@ -129,7 +129,7 @@ pub(super) fn verify_row(relative_key: &[u8], row: &[u8]) -> Result<(), StoreErr
     read_row(relative_key, row).map(drop)
 }
 
-fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(RequestId, Timestamp, Record), StoreError> {
+pub(super) fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(RequestId, Timestamp, Record), StoreError> {
     let body = layout::verify(relative_key, row)?;
     let damaged = |what: String| StoreError::Damaged(format!("the row \"{}\" {what}", relative_key.escape_ascii()));
     let id = <[u8; 16]>::try_from(&relative_key[1..]).map_err(|_| damaged("has no request id for a key".to_owned()))?;

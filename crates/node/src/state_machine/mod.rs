@@ -18,6 +18,7 @@ pub mod apply;
 mod change;
 pub mod check;
 pub mod expiry;
+pub(crate) mod fuzzing;
 pub mod generation;
 mod idempotency;
 pub mod mutation;

@@ -36,6 +36,7 @@
 //! index tells.
 
 mod error;
+pub mod fuzzing;
 mod read;
 mod record;
 mod recovery;

@@ -148,7 +148,12 @@ pub(super) fn check_batch(bytes: &[u8], base: u32, offset: u32, segment: u64) ->
     if crc32c::crc32c(&whole[8..]) != u32_at(header, 4) {
         return Err("the checksum of the batch does not match");
     }
-    Ok(Frame { bytes: length, synced: u32_at(header, 24), run: u32_at(header, 28) })
+    // The next opening is numbered one higher.
+    let run = u32_at(header, 28);
+    if run == u32::MAX {
+        return Err("the batch names an impossible opening");
+    }
+    Ok(Frame { bytes: length, synced: u32_at(header, 24), run })
 }
 
 /// What is wrong with the batch that was to follow at `offset`; `None` if none was begun there.
