@@ -21,6 +21,7 @@ use crate::replication::LogQueue;
 use crate::request::{Failure, FailureReason, Reply};
 use crate::requests::Requests;
 use crate::scan::Scans;
+use crate::scrub::Scrubs;
 use crate::state_machine::{MutationBatch, ReplicaState};
 use crate::stats::NodeStats;
 use crate::supervise::Supervision;
@@ -54,6 +55,10 @@ pub struct NodeConfig {
     pub snapshot_chunk_bytes: usize,
     /// Snapshots sent at once.
     pub transfers_max: usize,
+    /// Bytes of rows that scrubs read a second; 0: this node takes no part in scrubs and names none.
+    pub scrub_bytes_per_second: u64,
+    /// How long after one scrub of a shard the next one may begin.
+    pub scrub_interval: Duration,
     /// Raft's settings, the same for each group.
     pub group: GroupConfig,
     /// Set by the simulation alone.
@@ -71,6 +76,8 @@ impl Default for NodeConfig {
             persist_interval: Duration::from_secs(5),
             snapshot_chunk_bytes: 1 << 20,
             transfers_max: 4,
+            scrub_bytes_per_second: 8 << 20,
+            scrub_interval: Duration::from_secs(3600),
             group: GroupConfig::default(),
             fault: None,
         }
@@ -123,6 +130,7 @@ pub struct Node {
     pub(crate) log: LogQueue,
     pub(crate) apply: ApplyQueue,
     pub(crate) transfers: Transfers,
+    pub(crate) scrubs: Scrubs,
     pub(crate) supervision: Supervision,
     pub(crate) out: Effects,
     /// The entry being put together; kept for its memory.
@@ -170,6 +178,7 @@ impl Node {
             log: LogQueue::default(),
             apply: ApplyQueue::default(),
             transfers: Transfers::starting_at(first_number()),
+            scrubs: Scrubs::new(now.instant),
             supervision: Supervision::new(now.instant),
             out: Effects::default(),
             mutations: MutationBatch::new(),
@@ -392,6 +401,9 @@ impl Node {
             PeerMessage::ControlAsk { epoch, orphan } => self.handle_control_ask(from, epoch, orphan),
             PeerMessage::ControlEpoch { epoch } => self.handle_control_epoch(epoch, now),
             PeerMessage::Checkpoint { group, replica, index, hash } => self.handle_checkpoint(group, replica, index, hash),
+            PeerMessage::Scrubbed { group, replica, index, term, hash } => {
+                self.handle_scrub_answer(group, replica, (index, term), hash, now)
+            }
             PeerMessage::Diverged { group, replica, index } => self.handle_diverged(group, replica, index),
         }
     }
@@ -408,6 +420,7 @@ impl Node {
             StoreEvent::SnapshotRows { replica, generation, accepted } => self.handle_snapshot_rows(replica, generation, accepted, now),
             StoreEvent::SnapshotInstalled { replica, generation, state } => self.handle_snapshot_installed(replica, generation, state),
             StoreEvent::Destroyed { .. } => {}
+            StoreEvent::Scrubbed { replica, index, step } => self.handle_scrubbed(replica, index, step, now),
             StoreEvent::ExpiredFound { replica, found } => self.handle_expired_found(replica, found, now),
             StoreEvent::Failed { replica, detail, disk_full } => {
                 let what = replica.map_or_else(|| "the store".to_owned(), |key| format!("the store, at {key},"));
@@ -443,6 +456,7 @@ impl Node {
         self.retry_parked(now);
         self.tell_clock(now);
         self.look_for_expired(now);
+        self.step_scrubs(now);
         self.retry_scans(now);
         self.supervise(now);
     }
