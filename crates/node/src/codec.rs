@@ -116,6 +116,17 @@ impl PeerMessage {
                     Err(failure) => encode_failure(failure, out),
                 }
             }
+            PeerMessage::Scrubbed { group, replica, index, term, hash } => {
+                out.put_u8(24);
+                out.put_u32_le(group.0);
+                out.put_u64_le(replica.0);
+                out.put_u64_le(index.0);
+                out.put_u64_le(term.0);
+                out.write_bool(hash.is_some());
+                if let Some(hash) = hash {
+                    out.put_u64_le(*hash);
+                }
+            }
             PeerMessage::Clock { wall } => {
                 out.put_u8(20);
                 out.put_u64_le(wall.0);
@@ -199,6 +210,13 @@ impl PeerMessage {
             16 => PeerMessage::ScanPart {
                 number: reader.u64("scan number")?,
                 answer: if reader.bool("scan answer")? { Ok(ScanPart::decode(reader)?) } else { Err(decode_failure(reader)?) },
+            },
+            24 => PeerMessage::Scrubbed {
+                group: group(reader)?,
+                replica: replica(reader)?,
+                index: LogIndex(reader.u64("index")?),
+                term: Term(reader.u64("term")?),
+                hash: if reader.bool("hash")? { Some(reader.u64("hash")?) } else { None },
             },
             20 => PeerMessage::Clock { wall: Timestamp(reader.u64("wall clock")?) },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),

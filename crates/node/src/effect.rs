@@ -8,7 +8,7 @@ use crate::scan::ScanJob;
 use crate::state_machine::{GroupApply, ReplicaState};
 use bytes::Bytes;
 use flotilla_storage::log::LogBatch;
-use flotilla_types::{GroupId, Key, NodeId, ReplicaKey, Timestamp};
+use flotilla_types::{GroupId, Key, LogIndex, NodeId, ReplicaKey, Timestamp};
 
 /// What one turn of the loop produced. Order within each list is kept by the world; the lists do not
 /// wait for each other (whatever must wait for a sync is held back by the node itself).
@@ -111,6 +111,20 @@ pub enum StoreJob {
     },
     /// Sweep some rows of dead generations.
     Sweep,
+    /// Read on in the view that a scrub's mark opened.
+    Scrub {
+        /// Whose.
+        replica: ReplicaKey,
+        /// The mark's index.
+        index: LogIndex,
+        /// About how many bytes.
+        bytes_max: u64,
+    },
+    /// Let go of the view that a scrub's mark opened.
+    CloseScrub {
+        /// Whose.
+        replica: ReplicaKey,
+    },
     /// Name keys whose time is over by this clock, or by the shard's own.
     FindExpired {
         /// Whose.

@@ -132,6 +132,15 @@ pub enum StoreEvent {
         /// What was found.
         detail: String,
     },
+    /// What came of a [`crate::StoreJob::Scrub`].
+    Scrubbed {
+        /// Whose.
+        replica: ReplicaKey,
+        /// The mark's index.
+        index: LogIndex,
+        /// What came of it.
+        step: crate::state_machine::ScrubStep,
+    },
     /// Damage or an I/O error in the store: this replica cannot go on.
     Failed {
         /// The replica concerned; `None`: the whole store.

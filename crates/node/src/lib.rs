@@ -5,7 +5,7 @@
 //! - [`node`]: the machine; `requests` (routing, forwarding, time running out), `reading`
 //!   (linearizable reads), `replication` (Raft's Ready to log, links and apply), `transfer`
 //!   (snapshots), `expiry` (keys whose time is over), `clocks` (what time it is), `supervise` (reports, plans,
-//!   members, divergence) are its parts;
+//!   members), `divergence` (replicas that differ) and [`scrub`] (comparing what is stored) are its parts;
 //! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
@@ -18,6 +18,7 @@ pub mod check;
 mod clocks;
 mod codec;
 pub mod control;
+mod divergence;
 pub mod effect;
 pub mod event;
 mod expiry;
@@ -34,6 +35,7 @@ mod report;
 pub mod request;
 mod requests;
 pub mod scan;
+pub mod scrub;
 pub mod state_machine;
 mod stats;
 pub mod status;

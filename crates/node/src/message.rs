@@ -98,6 +98,19 @@ pub enum PeerMessage {
         /// The chained hash there.
         hash: u64,
     },
+    /// What a scrub found at a replica, for the leader to compare (decision 11).
+    Scrubbed {
+        /// The group.
+        group: GroupId,
+        /// The reporting replica.
+        replica: ReplicaId,
+        /// The mark's index.
+        index: LogIndex,
+        /// The mark's term.
+        term: Term,
+        /// The hash over its rows there; `None`: it could not take part.
+        hash: Option<u64>,
+    },
     /// What the sender's wall clock shows (decision 5).
     Clock {
         /// That.

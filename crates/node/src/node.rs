@@ -22,6 +22,7 @@ use crate::replication::LogQueue;
 use crate::request::{Failure, FailureReason, Reply};
 use crate::requests::Requests;
 use crate::scan::Scans;
+use crate::scrub::Scrubs;
 use crate::state_machine::{MutationBatch, ReplicaState};
 use crate::stats::NodeStats;
 use crate::supervise::Supervision;
@@ -55,6 +56,10 @@ pub struct NodeConfig {
     pub snapshot_chunk_bytes: usize,
     /// Snapshots sent at once.
     pub transfers_max: usize,
+    /// Bytes of rows that scrubs read a second; 0: this node takes no part in scrubs and names none.
+    pub scrub_bytes_per_second: u64,
+    /// How long after one scrub of a shard the next one may begin.
+    pub scrub_interval: Duration,
     /// Raft's settings, the same for each group.
     pub group: GroupConfig,
     /// Set by the simulation alone.
@@ -72,6 +77,8 @@ impl Default for NodeConfig {
             persist_interval: Duration::from_secs(5),
             snapshot_chunk_bytes: 1 << 20,
             transfers_max: 4,
+            scrub_bytes_per_second: 8 << 20,
+            scrub_interval: Duration::from_secs(3600),
             group: GroupConfig::default(),
             fault: None,
         }
@@ -124,6 +131,7 @@ pub struct Node {
     pub(crate) log: LogQueue,
     pub(crate) apply: ApplyQueue,
     pub(crate) transfers: Transfers,
+    pub(crate) scrubs: Scrubs,
     pub(crate) supervision: Supervision,
     pub(crate) out: Effects,
     /// The entry being put together; kept for its memory.
@@ -169,6 +177,7 @@ impl Node {
             log: LogQueue::default(),
             apply: ApplyQueue::default(),
             transfers: Transfers::starting_at(first_number()),
+            scrubs: Scrubs::new(now.instant),
             supervision: Supervision::new(now.instant),
             out: Effects::default(),
             mutations: MutationBatch::new(),
@@ -378,6 +387,9 @@ impl Node {
             PeerMessage::ControlAsk { epoch, orphan } => self.handle_control_ask(from, epoch, orphan),
             PeerMessage::ControlEpoch { epoch } => self.handle_control_epoch(epoch, now),
             PeerMessage::Checkpoint { group, replica, index, hash } => self.handle_checkpoint(group, replica, index, hash),
+            PeerMessage::Scrubbed { group, replica, index, term, hash } => {
+                self.handle_scrub_answer(group, replica, (index, term), hash, now)
+            }
             PeerMessage::Diverged { group, replica, index } => self.handle_diverged(group, replica, index),
         }
     }
@@ -394,6 +406,7 @@ impl Node {
             StoreEvent::SnapshotRows { replica, generation, accepted } => self.handle_snapshot_rows(replica, generation, accepted, now),
             StoreEvent::SnapshotInstalled { replica, generation, state } => self.handle_snapshot_installed(replica, generation, state),
             StoreEvent::Destroyed { .. } => {}
+            StoreEvent::Scrubbed { replica, index, step } => self.handle_scrubbed(replica, index, step, now),
             StoreEvent::ExpiredFound { replica, found } => self.handle_expired_found(replica, found, now),
             StoreEvent::Damaged { replica, detail } => self.handle_damaged_rows(replica, detail),
             StoreEvent::Failed { replica, detail, disk_full } => {
@@ -432,6 +445,7 @@ impl Node {
         self.retry_parked(now);
         self.tell_clock(now);
         self.look_for_expired(now);
+        self.step_scrubs(now);
         self.retry_scans(now);
         self.supervise(now);
     }

@@ -4,6 +4,7 @@
 use crate::effect::ReplyTo;
 use crate::expiry::Expiry;
 use crate::request::Request;
+use crate::scrub::Scrub;
 use crate::state_machine::ReplicaState;
 use crate::transfer::Incoming;
 use flotilla_consensus::{Group, RaftRole, Ready};
@@ -124,6 +125,7 @@ pub(crate) struct Replica {
     /// When the leader's node was lost and this replica should campaign in its place.
     pub(crate) campaign_at: Option<Instant>,
     pub(crate) expiry: Expiry,
+    pub(crate) scrub: Scrub,
 }
 
 impl Replica {
@@ -159,6 +161,7 @@ impl Replica {
             diverged: false,
             campaign_at: None,
             expiry: Expiry::default(),
+            scrub: Scrub::new(now),
         }
     }
 

@@ -427,6 +427,9 @@ impl Node {
         if let Some((index, hash)) = applied.checkpoint {
             self.report_checkpoint(key.group, index, hash);
         }
+        if let Some(mark) = applied.scrub {
+            self.handle_scrub_mark(key, mark, now);
+        }
         self.run_reads_up_to(key.group);
         self.leave_if_removed(key.group, now);
     }
@@ -532,10 +535,12 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         if leader == Some(me) {
             replica.expiry.begin_to_lead();
+            replica.scrub.begin_to_lead(self.config.scrub_interval, now.instant);
         }
         if before == Some(me) {
             let unproposed = replica.take_pending();
             replica.checkpoints.clear();
+            replica.scrub.end_to_lead();
             replica.change_at = None;
             self.reroute(group, unproposed);
             self.reroute_reads(group);

@@ -1,9 +1,10 @@
 //! What a node tells the control group's voters of itself, twice a second, and its bytes.
 
 use crate::control::GroupReport;
+use crate::scrub::{LastScrub, ScrubReport, ScrubResult};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_types::wire::{DecodeError, Reader, Write};
-use flotilla_types::{GroupId, Membership, NodeId, ReplicaId, ReplicaKey, Term};
+use flotilla_types::{GroupId, LogIndex, Membership, NodeId, ReplicaId, ReplicaKey, Term, Timestamp};
 use std::collections::BTreeMap;
 
 /// One node's report. Not agreed on, not stored; the latest counts.
@@ -21,7 +22,7 @@ pub(crate) struct Report {
     pub(crate) groups: BTreeMap<GroupId, GroupReport>,
 }
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 impl Report {
     /// The encoding (docs/formats.md, "Messages between nodes").
@@ -45,6 +46,7 @@ impl Report {
             out.write_bool(led.change_pending);
             out.put_u64_le(led.record_epoch);
             out.put_u64_le(led.bytes);
+            encode_scrub(&led.scrub, &mut out);
             led.membership.encode(&mut out);
         }
         out.freeze()
@@ -64,7 +66,7 @@ impl Report {
             .map(|_| Ok(ReplicaKey { group: GroupId(r.u32("group")?), replica: ReplicaId(r.u64("replica")?) }))
             .collect::<Result<_, DecodeError>>()?;
         let mut groups = BTreeMap::new();
-        for _ in 0..r.count(53, "groups led")? {
+        for _ in 0..r.count(55, "groups led")? {
             let group = GroupId(r.u32("group")?);
             let led = GroupReport {
                 leader: NodeId(r.u64("leader")?),
@@ -72,6 +74,7 @@ impl Report {
                 change_pending: r.bool("change pending")?,
                 record_epoch: r.u64("record epoch")?,
                 bytes: r.u64("bytes")?,
+                scrub: decode_scrub(r)?,
                 membership: Membership::decode(r)?,
             };
             groups.insert(group, led);
@@ -79,4 +82,44 @@ impl Report {
         reader.finish()?;
         Ok(Report { epoch, replicas, bytes, keys, shutting_down, reseeds, groups })
     }
+}
+
+fn encode_scrub(scrub: &ScrubReport, out: &mut BytesMut) {
+    let result = scrub.last.map_or(0, |last| match last.result {
+        ScrubResult::Agreed => 1,
+        ScrubResult::Incomplete => 2,
+        ScrubResult::Differed => 3,
+        ScrubResult::Undecided => 4,
+    });
+    out.put_u8(result);
+    if let Some(last) = scrub.last {
+        out.put_u64_le(last.index.0);
+        out.put_u64_le(last.at.0);
+        out.put_u32_le(last.copies);
+    }
+    out.write_bool(scrub.bytes_done.is_some());
+    if let Some(bytes) = scrub.bytes_done {
+        out.put_u64_le(bytes);
+    }
+}
+
+fn decode_scrub(r: &mut Reader) -> Result<ScrubReport, DecodeError> {
+    let result = match r.u8("scrub result")? {
+        0 => None,
+        1 => Some(ScrubResult::Agreed),
+        2 => Some(ScrubResult::Incomplete),
+        3 => Some(ScrubResult::Differed),
+        4 => Some(ScrubResult::Undecided),
+        other => return Err(DecodeError::Invalid("scrub result", u64::from(other))),
+    };
+    let last = match result {
+        Some(result) => Some(LastScrub {
+            index: LogIndex(r.u64("scrub index")?),
+            at: Timestamp(r.u64("scrub time")?),
+            copies: r.u32("copies compared")?,
+            result,
+        }),
+        None => None,
+    };
+    Ok(ScrubReport { last, bytes_done: if r.bool("scrub under way")? { Some(r.u64("scrubbed bytes")?) } else { None } })
 }

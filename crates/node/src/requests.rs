@@ -189,7 +189,8 @@ impl Node {
             }
             Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => {
                 if replica.diverged {
-                    let detail = "this shard's copies differ and no majority agrees: writes are refused until an operator decides";
+                    let detail =
+                        "this shard's copies differ or are damaged, and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
                 }
                 if needs_time && !time_is_known {

@@ -41,6 +41,20 @@ pub struct NodeStats {
     pub snapshots_sent: u64,
     /// Snapshots installed.
     pub snapshots_installed: u64,
+    /// Scrubs named.
+    pub scrubs_begun: u64,
+    /// Scrubs named here that came to an end.
+    pub scrubs_ended: u64,
+    /// Of these, those in which all replicas took part and agreed.
+    pub scrubs_whole: u64,
+    /// Times a scrub named here found that replicas differ.
+    pub scrub_differing: u64,
+    /// Times a scrub found damaged or missing rows in a replica here, by themselves.
+    pub scrub_damage: u64,
+    /// Bytes read by scrubs.
+    pub scrub_bytes: u64,
+    /// Views that wait to be read for scrubs, or are being read.
+    pub scrub_views: u64,
     /// Requests under way.
     pub requests_under_way: u64,
     /// Bytes that these hold.
@@ -74,6 +88,7 @@ impl Node {
             request_bytes: self.requests.bytes_under_way() as u64,
             snapshot_bytes: self.transfers.bytes() as u64,
             scan_bytes: self.scans.bytes() as u64,
+            scrub_views: self.scrubs.views() as u64,
             replicas: self.replicas.len() as u64,
             leaders: 0,
             leaderless: 0,

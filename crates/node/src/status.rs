@@ -5,6 +5,7 @@ use crate::control::{GroupReport, NodeHealth, NodeState, moves};
 use crate::event::Now;
 use crate::keyspace;
 use crate::node::Node;
+use crate::scrub::{ScrubReport, ScrubResult};
 use bytes::Bytes;
 use flotilla_consensus::RaftRole;
 use flotilla_types::{ClusterId, GroupId, Key, LogIndex, Membership, NodeId, ReplicaId, Role, ShardId, Slot, Term};
@@ -82,6 +83,39 @@ pub struct ShardStatus {
     pub term: u64,
     /// Its copies.
     pub replicas: Vec<ReplicaStatus>,
+    /// How its rows were compared between its copies; null where its leader's report is not at hand.
+    pub scrub: Option<ScrubStatus>,
+}
+
+/// The scrubs of one shard, since its present leader leads.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScrubStatus {
+    /// The last one that ended.
+    pub last: Option<LastScrubStatus>,
+    /// The one under way.
+    pub running: Option<ScrubProgress>,
+}
+
+/// A scrub that ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastScrubStatus {
+    /// The log index at which the rows were compared.
+    pub index: u64,
+    /// When it ended, in ms since 1970, by the leader's clock.
+    pub at_ms: u64,
+    /// agreed, incomplete, differed or undecided.
+    pub result: &'static str,
+    /// How many copies were compared.
+    pub copies: u32,
+}
+
+/// A scrub under way.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScrubProgress {
+    /// Bytes that the leader has read.
+    pub bytes_done: u64,
+    /// About how many there are.
+    pub bytes_total: u64,
 }
 
 /// One copy of a shard.
@@ -172,6 +206,7 @@ impl Node {
                     change_pending: false,
                     record_epoch: 0,
                     bytes: replica.bytes,
+                    scrub: if replica.is_leader() { self.scrub_report(replica) } else { ScrubReport::default() },
                 };
                 observed.groups.insert(*group, report);
             }
@@ -228,7 +263,8 @@ impl Node {
                 }
             };
             let leader = leader_of(*group).map(name);
-            Some(ShardStatus { id, slots: [first, last], leader, term: report.map_or(0, |report| report.term.0), replicas })
+            let scrub = report.map(scrub_of);
+            Some(ShardStatus { id, slots: [first, last], leader, term: report.map_or(0, |report| report.term.0), replicas, scrub })
         };
         let shards: Vec<ShardStatus> = shards.iter().filter_map(shard).collect();
         let moves = moves(&self.control, &observed).into_iter().map(|m| MoveStatus {
@@ -293,6 +329,18 @@ impl Node {
     }
 }
 
+fn scrub_of(report: &GroupReport) -> ScrubStatus {
+    ScrubStatus {
+        last: report.scrub.last.map(|last| LastScrubStatus {
+            index: last.index.0,
+            at_ms: last.at.0,
+            result: last.result.as_str(),
+            copies: last.copies,
+        }),
+        running: report.scrub.bytes_done.map(|bytes_done| ScrubProgress { bytes_done, bytes_total: report.bytes }),
+    }
+}
+
 fn replicas_of(membership: &Membership, name: &impl Fn(NodeId) -> String) -> Vec<ReplicaStatus> {
     let role = |id: ReplicaId| if membership.role_of(id) == Some(Role::Voter) { "voter" } else { "learner" };
     membership.members().into_iter().map(|(id, node)| ReplicaStatus { node: name(node), role: role(id) }).collect()
@@ -312,6 +360,12 @@ fn health(nodes: &[NodeStatus], shards: &[ShardStatus], control: &ControlStatus)
     }
     if control.leader.is_none() {
         lines.push("the control group has no leader that this node can reach: nodes cannot join and nothing is moved".to_owned());
+    }
+    let undecided = |shard: &&ShardStatus| {
+        shard.scrub.as_ref().and_then(|scrub| scrub.last.as_ref()).is_some_and(|last| last.result == ScrubResult::Undecided.as_str())
+    };
+    for shard in shards.iter().filter(undecided) {
+        lines.push(format!("the copies of {} differ and no majority agrees: it takes no writes", shard.id));
     }
     let voters = |shard: &ShardStatus| shard.replicas.iter().filter(|r| r.role == "voter" && !is_down(&r.node)).count();
     match nodes.len() {

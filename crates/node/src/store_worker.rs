@@ -108,6 +108,14 @@ impl<S: StateStore> StoreWorker<S> {
                 self.applier.abort_install(replica, generation);
                 None
             }
+            StoreJob::Scrub { replica, index, bytes_max } => {
+                let step = self.applier.scrub(replica, index, bytes_max)?;
+                Some(StoreEvent::Scrubbed { replica, index, step })
+            }
+            StoreJob::CloseScrub { replica } => {
+                self.applier.close_scrub(replica);
+                None
+            }
             StoreJob::FindExpired { replica, clock } => {
                 let found = self.applier.find_expired(replica, clock)?;
                 Some(StoreEvent::ExpiredFound { replica, found })

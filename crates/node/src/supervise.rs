@@ -1,6 +1,6 @@
 //! What a node does beside serving requests: it reports to the control group, plans if it leads that
 //! group, brings the groups it leads to their wanted members, keeps the store durable enough for the
-//! log to be purged, compares hashes, and watches over leaders that went away.
+//! log to be purged, and watches over leaders that went away.
 //!
 //! Nothing here is remembered that must survive: the control group's state and each group's Raft
 //! configuration say everything, so any leader goes on where another stopped.
@@ -44,8 +44,6 @@ const SETTLE_BEFORE_LEADING: Duration = Duration::from_secs(2);
 const CAUGHT_UP_ENTRIES: u64 = 1000;
 /// Leaderships handed over on purpose by one node in one round of looking.
 const TRANSFERS_AT_ONCE: usize = 8;
-/// Checkpoints of a group remembered for comparison.
-const CHECKPOINTS_KEPT: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -93,6 +91,7 @@ impl Node {
             self.expire_transfers(now.instant);
             self.expire_joins(now.instant);
             self.reconcile(now);
+            self.begin_and_end_scrubs(now);
             if self.shutting_down {
                 self.hand_over(now); // A transfer may have failed, or a leadership come late.
             }
@@ -219,6 +218,7 @@ impl Node {
             change_pending: replica.change_pending(),
             record_epoch: self.control.groups.get(&replica.key.group).map_or(0, |record| record.epoch),
             bytes: replica.bytes,
+            scrub: self.scrub_report(replica),
         };
         Report {
             epoch: self.control.epoch,
@@ -529,6 +529,7 @@ impl Node {
         self.reroute_reads(key.group);
         let Some(mut replica) = self.replicas.remove(&key.group) else { return };
         self.apply.forget(key);
+        self.scrubs.forget(key);
         self.unapplied_bytes -= replica.applying.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let pending = replica.take_pending();
         self.reroute(key.group, pending);
@@ -596,66 +597,6 @@ impl Node {
                 waiter.to,
                 Reply::Failed(Failure::unknown(FailureReason::Timeout, "the join was not agreed on in time: ask again")),
             );
-        }
-    }
-
-    // ---- divergence (decision 11) ----
-
-    pub(crate) fn report_checkpoint(&mut self, group: GroupId, index: LogIndex, hash: u64) {
-        let Some(replica) = self.replicas.get(&group) else { return };
-        let own = replica.key.replica;
-        if replica.is_leader() {
-            self.handle_checkpoint(group, own, index, hash);
-        } else if let Some(node) = replica.leader_node().filter(|node| self.link_is_up(*node)) {
-            self.send(node, PeerMessage::Checkpoint { group, replica: own, index, hash });
-        }
-    }
-
-    /// Compares what the replicas of a group led here say they are at a named index. Only a hash
-    /// that a majority of the voters shares convicts another.
-    pub(crate) fn handle_checkpoint(&mut self, group: GroupId, from: ReplicaId, index: LogIndex, hash: u64) {
-        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| replica.is_leader()) else { return };
-        if replica.group.membership().role_of(from).is_none() {
-            return;
-        }
-        let at = replica.checkpoints.entry(index).or_default();
-        at.insert(from, hash);
-        let at = at.clone();
-        while replica.checkpoints.len() > CHECKPOINTS_KEPT {
-            replica.checkpoints.pop_first();
-        }
-        if at.values().all(|other| *other == hash) {
-            return;
-        }
-        let (own, membership) = (replica.key.replica, replica.group.membership().clone());
-        let agreed = at.values().copied().find(|hash| membership.is_quorum(|id, _| at.get(&id) == Some(hash)));
-        let Some(agreed) = agreed else {
-            if membership.voters.keys().all(|voter| at.contains_key(voter)) {
-                replica.diverged = true;
-                self.out.notices.push(
-                    Notice::error(format!("{group}: its replicas differ at {index} and no majority agrees; its writes are refused"))
-                        .of_group(group),
-                );
-            }
-            return;
-        };
-        replica.diverged = false;
-        for (id, _) in at.iter().filter(|(_, other)| **other != agreed) {
-            if *id == own {
-                self.handle_diverged(group, own, index);
-            } else if let Some(node) = membership.node_of(*id) {
-                self.send(node, PeerMessage::Diverged { group, replica: *id, index });
-            }
-        }
-    }
-
-    pub(crate) fn handle_diverged(&mut self, group: GroupId, replica: ReplicaId, index: LogIndex) {
-        let key = ReplicaKey { group, replica };
-        if self.replicas.get(&group).is_some_and(|here| here.key == key) {
-            self.out
-                .notices
-                .push(Notice::error(format!("{key} differs from a majority of its group at {index} and is re-seeded")).of_replica(key));
-            self.retire_damaged(key);
         }
     }
 

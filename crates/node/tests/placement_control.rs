@@ -214,9 +214,18 @@ impl Cluster {
                 let leader = group.membership.node_of(group.leader).expect("the leader is a member");
                 let record_epoch = self.state.groups[id].epoch;
                 let membership = group.membership.clone();
-                observed
-                    .groups
-                    .insert(*id, GroupReport { leader, term: group.term, membership, change_pending: false, record_epoch, bytes: 0 });
+                observed.groups.insert(
+                    *id,
+                    GroupReport {
+                        leader,
+                        term: group.term,
+                        membership,
+                        change_pending: false,
+                        record_epoch,
+                        bytes: 0,
+                        scrub: Default::default(),
+                    },
+                );
             }
         }
         observed

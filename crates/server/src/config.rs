@@ -12,6 +12,8 @@ use std::path::PathBuf;
 const VALUE_BYTES_CEILING: u64 = 64 << 20;
 /// Smallest room for the Raft log: a few segments.
 const LOG_BYTES_MIN: u64 = 256 << 20;
+/// Nobody reads faster than this.
+const SCRUB_BYTES_CEILING: u64 = 1 << 40;
 const NAME_BYTES_MAX: usize = 63;
 
 /// Settings from one source. The keys of the file are the flags' names.
@@ -73,6 +75,9 @@ pub struct Settings {
     /// Memory for blocks read from the store.
     #[serde(deserialize_with = "size")]
     pub store_cache_bytes: Option<ByteSize>,
+    /// How much scrubs read a second; 0: none.
+    #[serde(deserialize_with = "size")]
+    pub scrub_bytes_per_second: Option<ByteSize>,
 }
 
 /// How traces are written.
@@ -133,6 +138,8 @@ pub struct Limits {
     pub link_bytes_max: ByteSize,
     /// Memory for blocks read from the store.
     pub store_cache_bytes: ByteSize,
+    /// How much scrubs read a second; 0: none.
+    pub scrub_bytes_per_second: ByteSize,
 }
 
 impl Default for Limits {
@@ -146,6 +153,7 @@ impl Default for Limits {
             log_bytes_max: ByteSize(512 << 20),
             link_bytes_max: ByteSize(64 << 20),
             store_cache_bytes: ByteSize(32 << 20),
+            scrub_bytes_per_second: ByteSize(8 << 20),
         }
     }
 }
@@ -224,6 +232,7 @@ impl Settings {
             log_bytes_max,
             link_bytes_max,
             store_cache_bytes,
+            scrub_bytes_per_second,
         )
     }
 
@@ -274,6 +283,13 @@ impl Settings {
             log_bytes_max: bytes("--log-bytes-max", self.log_bytes_max, usual.log_bytes_max, LOG_BYTES_MIN, u64::MAX)?,
             link_bytes_max: bytes("--link-bytes-max", self.link_bytes_max, usual.link_bytes_max, 1 << 20, u64::MAX)?,
             store_cache_bytes: bytes("--store-cache-bytes", self.store_cache_bytes, usual.store_cache_bytes, 1 << 20, u64::MAX)?,
+            scrub_bytes_per_second: bytes(
+                "--scrub-bytes-per-second",
+                self.scrub_bytes_per_second,
+                usual.scrub_bytes_per_second,
+                0,
+                SCRUB_BYTES_CEILING,
+            )?,
         };
         Ok(ServerConfig {
             data_dir,

@@ -488,6 +488,7 @@ fn node_config(limits: &Limits) -> NodeConfig {
         requests_max: limits.requests_max,
         request_bytes_max: usize_of(limits.request_bytes_max.0),
         unapplied_bytes_max: usize_of(limits.unapplied_bytes_max.0),
+        scrub_bytes_per_second: limits.scrub_bytes_per_second.0,
         ..NodeConfig::default()
     }
 }

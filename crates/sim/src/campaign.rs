@@ -45,13 +45,19 @@ pub struct Variant {
     pub plant: Option<PlantedFault>,
     /// The kind of circumstances, if the seed is not to choose it.
     pub family: Option<Family>,
+    /// Scrubs are switched off.
+    pub without_scrubs: bool,
 }
 
-/// Whether a planted fault is what makes a seed fail: it does with it and does not without.
+/// Whether a planted fault is what makes a seed fail: it does with it and does not without. One that the nodes
+/// are to heal must make it fail only where scrubs, which are to find it, are switched off.
 pub fn finds(seed: u64, fault: PlantedFault) -> bool {
     let family = Some(Family::of(fault));
-    let fails = |plant| run_seed(seed, Variant { plant, family }, Lines::Dropped).violation.is_some();
-    fails(Some(fault)) && !fails(None)
+    let fails = |plant, without_scrubs| run_seed(seed, Variant { plant, family, without_scrubs }, Lines::Dropped).violation.is_some();
+    match fault.is_to_be_healed() {
+        true => !fails(Some(fault), false) && fails(Some(fault), true),
+        false => fails(Some(fault), false) && !fails(None, false),
+    }
 }
 
 thread_local! {
@@ -76,7 +82,10 @@ pub fn catch_panics() {
 
 /// Runs one seed.
 pub fn run_seed(seed: u64, variant: Variant, lines: Lines) -> Outcome {
-    let scenario = Scenario::draw(seed, variant.plant, variant.family);
+    let mut scenario = Scenario::draw(seed, variant.plant, variant.family);
+    if variant.without_scrubs {
+        scenario.node.scrub_bytes_per_second = 0;
+    }
     let family = scenario.family;
     let mut world = World::new(seed, scenario, lines);
     RUNNING.set(true);

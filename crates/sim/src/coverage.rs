@@ -65,6 +65,8 @@ pub enum Capability {
     Purge,
     /// A scan was answered.
     Scan,
+    /// All replicas of a shard were compared row by row, and agreed.
+    Scrub,
     /// A process came back on its data.
     Recovery,
     /// A node joined.
@@ -94,7 +96,7 @@ impl Fault {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Capability; 12] = [
+    pub const ALL: [Capability; 13] = [
         Capability::Get,
         Capability::Put,
         Capability::Delete,
@@ -105,6 +107,7 @@ impl Capability {
         Capability::Snapshot,
         Capability::Purge,
         Capability::Scan,
+        Capability::Scrub,
         Capability::Recovery,
         Capability::Join,
     ];

@@ -84,6 +84,8 @@ pub struct Running {
     pub peers: Vec<(NodeId, usize)>,
     /// Elections won, as last looked at.
     pub elections_won: u64,
+    /// Scrubs in which all took part and agreed, likewise.
+    pub scrubs_whole: u64,
 }
 
 impl Host {

@@ -19,6 +19,8 @@ pub mod coverage;
 pub mod history;
 pub mod host;
 mod injection;
+#[cfg(test)]
+mod lone_copy;
 pub mod network;
 mod process;
 pub mod queue;

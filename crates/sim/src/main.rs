@@ -26,12 +26,16 @@ struct Arguments {
     /// Seeds run at a time; as many as there are cores unless given.
     #[arg(long)]
     jobs: Option<usize>,
-    /// Plant this fault in the nodes: then the seeds are expected to find it, and it fails if none does.
+    /// Plant this fault in the nodes: then the seeds are expected to find it, and it fails if none does. Of row-lost and
+    /// row-changed the nodes are expected to heal, in every seed.
     #[arg(long, value_parser = parse_fault)]
     plant: Option<PlantedFault>,
     /// Only this kind of circumstances.
     #[arg(long, value_parser = parse_family)]
     family: Option<Family>,
+    /// Switch scrubs off.
+    #[arg(long)]
+    without_scrubs: bool,
     /// Print every happening.
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -62,7 +66,7 @@ fn parse_family(text: &str) -> Result<Family, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     catch_panics();
-    let variant = Variant { plant: arguments.plant, family: arguments.family };
+    let variant = Variant { plant: arguments.plant, family: arguments.family, without_scrubs: arguments.without_scrubs };
     if let Some(seed) = arguments.seed {
         let outcome = run_seed(seed, variant, if arguments.trace { Lines::Printed } else { Lines::Dropped });
         println!("{}", describe(&outcome));
@@ -89,7 +93,7 @@ fn main() -> ExitCode {
 
 /// A seed that fails without the planted fault as well does not find it.
 fn is_old_news(outcome: &Outcome, variant: Variant) -> bool {
-    let without = Variant { plant: None, family: Some(outcome.family) };
+    let without = Variant { plant: None, family: Some(outcome.family), ..variant };
     outcome.violation.is_some() && variant.plant.is_some() && run_seed(outcome.seed, without, Lines::Dropped).violation.is_some()
 }
 
@@ -124,7 +128,8 @@ fn summarize(outcomes: &[Outcome], seconds: f64) {
 fn judge(variant: Variant, outcomes: &[Outcome]) -> ExitCode {
     let failed = outcomes.iter().filter(|outcome| outcome.violation.is_some() && !is_old_news(outcome, variant));
     let failed: Vec<u64> = failed.map(|outcome| outcome.seed).collect();
-    match (variant.plant, failed.first()) {
+    // What the nodes are to heal must not make any seed fail.
+    match (variant.plant.filter(|fault| !fault.is_to_be_healed()), failed.first()) {
         (Some(fault), None) => {
             eprintln!("the planted fault {} was not found", fault.name());
             ExitCode::FAILURE

@@ -22,7 +22,7 @@ use flotilla_node::{
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::log::{LogBatch, LogRecord, RaftLog, Recovered};
 use flotilla_storage::store::{StateStore, layout};
-use flotilla_types::{ClusterId, EntryKind, NodeId, ReplicaKey};
+use flotilla_types::{ClusterId, EntryKind, NodeId, PlantedFault, ReplicaKey};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -125,6 +125,7 @@ impl World {
             store_busy: None,
             peers: Vec::new(),
             elections_won: 0,
+            scrubs_whole: 0,
         };
         self.hosts[number].process = Some(Process::Running(Box::new(running)));
         self.plan(Duration::from_micros(50), Happening::Turn(number, self.hosts[number].life));
@@ -263,8 +264,9 @@ impl World {
         let effects = running.node.flush(now);
         let views: Vec<_> =
             running.node.inspect().filter(|view| view.leader == Some(view.replica)).map(|v| (v.group, v.term, v.replica)).collect();
-        let won = running.node.stats().elections_won;
-        let was = std::mem::replace(&mut running.elections_won, won);
+        let stats = *running.node.stats();
+        let was = std::mem::replace(&mut running.elections_won, stats.elections_won);
+        let scrubs_were = std::mem::replace(&mut running.scrubs_whole, stats.scrubs_whole);
         self.trace.note(self.now, "turn", &[number as u64, count as u64], || format!("n{}: {count} events", number + 1));
         self.remark_groups(number);
         for (group, term, replica) in views {
@@ -272,8 +274,15 @@ impl World {
                 self.note_violation(violation);
             }
         }
-        for _ in was..won {
+        for _ in was..stats.elections_won {
             self.coverage.capability(Capability::Election, self.now);
+        }
+        for _ in scrubs_were..stats.scrubs_whole {
+            self.coverage.capability(Capability::Scrub, self.now);
+        }
+        let is_planted = self.scenario.plant.is_some_and(PlantedFault::is_to_be_healed);
+        if !is_planted && stats.scrub_differing + stats.scrub_damage > 0 {
+            self.fail("scrub", format!("n{} found that rows differ, or are damaged", number + 1));
         }
         if let Some(peers) = effects.peers {
             let numbered = peers.into_iter().filter_map(|(node, address)| Some((node, self.host_at(&address)?))).collect();

@@ -79,6 +79,7 @@ impl Family {
             PlantedFault::SnapshotSwitchedBeforeDurable => Family::Snapshots,
             PlantedFault::ForwardedWriteSentAgain => Family::Forwarding,
             PlantedFault::TableNotInSnapshot => Family::Retries,
+            PlantedFault::RowLost | PlantedFault::RowChanged => Family::Damage,
         }
     }
 }
@@ -212,7 +213,9 @@ impl Scenario {
 }
 
 fn draw_node_config(rng: &mut Rng, fault: Option<PlantedFault>) -> NodeConfig {
-    let mut config = NodeConfig { fault, ..NodeConfig::default() };
+    // Every shard again and again within a run, several steps each.
+    let (scrub_bytes_per_second, scrub_interval) = (256 << 10, Duration::from_secs(4));
+    let mut config = NodeConfig { fault, scrub_bytes_per_second, scrub_interval, ..NodeConfig::default() };
     if rng.chance(3, 4) {
         config.log_keep_bytes = 1 << rng.between(10, 16);
         config.persist_bytes = 1 << rng.between(10, 15);

@@ -19,7 +19,7 @@ use flotilla_node::keyspace::shard_of;
 use flotilla_node::state_machine::read;
 use flotilla_node::status::GroupView;
 use flotilla_storage::store::{StateStore, StoreView, layout};
-use flotilla_types::{GroupId, NodeId, ReplicaKey};
+use flotilla_types::{GroupId, NodeId, PlantedFault, ReplicaKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -41,6 +41,9 @@ impl World {
         self.run_until(self.now + CALM);
         self.load = Load::List(Default::default());
         self.rest();
+        if let Some(fault) = self.scenario.plant.filter(|fault| fault.is_to_be_healed()) {
+            self.tamper_and_wait(fault);
+        }
         self.last_load();
         if self.scenario.workload.lend_percent > 0 {
             self.run_until(self.now + TTL_MAX + LENT_LATE_MAX);
@@ -79,6 +82,45 @@ impl World {
                 return self.note_violation(convergence::violation(&amiss, self.now.since(began)));
             }
         }
+    }
+
+    /// Takes away or changes a row of a replica that does not lead, and waits until it is replaced.
+    fn tamper_and_wait(&mut self, fault: PlantedFault) {
+        if self.violation.is_some() {
+            return;
+        }
+        let follows = |view: &GroupView| view.leader != Some(view.replica) && view.membership.voters.len() >= 3;
+        let mut places = Vec::new();
+        for (number, view) in views(self).into_iter().filter(|(_, view)| follows(view)) {
+            let prefix = layout::data_prefix(ReplicaKey { group: view.group, replica: view.replica }, view.generation);
+            let rows = self.hosts[number].store.rows().into_iter().filter(|(key, _)| key.starts_with(&prefix));
+            places.extend(rows.map(|row| (number, view.group, view.replica, row)));
+        }
+        let Some((number, group, replica, (key, value))) = self.chance.faults.pick(&places).cloned() else {
+            return self.fail("scrub", "there is no row to tamper with");
+        };
+        self.trace.note(self.now, "tamper", &[number as u64], || format!("n{}: {fault:?} {}", number + 1, key.escape_ascii()));
+        let changed = (fault == PlantedFault::RowChanged).then(|| {
+            let relative_key = &key[layout::GENERATION_PREFIX_BYTES..];
+            let mut body = value[layout::CHECKSUM_BYTES..].to_vec();
+            match body.last_mut() {
+                Some(last) => *last ^= 1,
+                None => body.push(1),
+            }
+            layout::seal(relative_key, &body)
+        });
+        self.hosts[number].store.tamper(&key, changed);
+        let began = self.now;
+        while views(self).iter().any(|(_, view)| (view.group, view.replica) == (group, replica)) {
+            self.run_until(self.now + Duration::from_millis(500));
+            if self.violation.is_some() {
+                return;
+            }
+            if self.now.since(began) > REST_MAX {
+                return self.fail("scrub", format!("{group}/{replica} differs in the row {}, and nobody finds it", key.escape_ascii()));
+            }
+        }
+        self.rest();
     }
 
     /// A write to every shard, then a read of every key; each must succeed.

@@ -31,7 +31,7 @@ fn ordinary_seeds_pass() {
 }
 
 /// The seed by which each planted fault was found first (docs/simulation.md); it passes without the fault.
-const FOUND_BY: [(PlantedFault, u64); 11] = [
+const FOUND_BY: [(PlantedFault, u64); 13] = [
     (PlantedFault::AcknowledgeBeforeSync, 0),
     (PlantedFault::VoteNotPersisted, 74),
     (PlantedFault::LoneVoterSendsBeforeSync, 15),
@@ -43,6 +43,8 @@ const FOUND_BY: [(PlantedFault, u64); 11] = [
     (PlantedFault::SnapshotSwitchedBeforeDurable, 2),
     (PlantedFault::ForwardedWriteSentAgain, 0),
     (PlantedFault::TableNotInSnapshot, 0),
+    (PlantedFault::RowLost, 0),
+    (PlantedFault::RowChanged, 0),
 ];
 
 /// How far from its seed a fault may be found before this test must be told: a change anywhere in the

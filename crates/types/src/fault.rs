@@ -26,11 +26,15 @@ pub enum PlantedFault {
     ForwardedWriteSentAgain,
     /// A snapshot lacks the table of idempotent requests.
     TableNotInSnapshot,
+    /// A row of one replica is gone from its store, without a trace.
+    RowLost,
+    /// A row of one replica is another one, checksum and all.
+    RowChanged,
 }
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 11] = [
+    pub const ALL: [PlantedFault; 13] = [
         PlantedFault::AcknowledgeBeforeSync,
         PlantedFault::VoteNotPersisted,
         PlantedFault::LoneVoterSendsBeforeSync,
@@ -42,7 +46,14 @@ impl PlantedFault {
         PlantedFault::SnapshotSwitchedBeforeDurable,
         PlantedFault::ForwardedWriteSentAgain,
         PlantedFault::TableNotInSnapshot,
+        PlantedFault::RowLost,
+        PlantedFault::RowChanged,
     ];
+
+    /// Whether it is no breach by the nodes but done to them, and they are to find and heal it.
+    pub fn is_to_be_healed(self) -> bool {
+        matches!(self, PlantedFault::RowLost | PlantedFault::RowChanged)
+    }
 
     /// Its name on the command line of the simulation.
     pub fn name(self) -> &'static str {
@@ -58,6 +69,8 @@ impl PlantedFault {
             PlantedFault::SnapshotSwitchedBeforeDurable => "snapshot-switched-before-durable",
             PlantedFault::ForwardedWriteSentAgain => "forwarded-write-sent-again",
             PlantedFault::TableNotInSnapshot => "table-not-in-snapshot",
+            PlantedFault::RowLost => "row-lost",
+            PlantedFault::RowChanged => "row-changed",
         }
     }
 }

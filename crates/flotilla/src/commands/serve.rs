@@ -97,6 +97,9 @@ struct LimitArgs {
     /// Memory for blocks read from the store.
     #[arg(long, value_name = "SIZE", env = "FLOTILLA_STORE_CACHE_BYTES")]
     store_cache_bytes: Option<ByteSize>,
+    /// How much is read a second to compare what the copies hold; 0: nothing [default: 8MiB].
+    #[arg(long, value_name = "SIZE", env = "FLOTILLA_SCRUB_BYTES_PER_SECOND")]
+    scrub_bytes_per_second: Option<ByteSize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -160,6 +163,7 @@ impl ServeArgs {
             log_bytes_max: limits.log_bytes_max,
             link_bytes_max: limits.link_bytes_max,
             store_cache_bytes: limits.store_cache_bytes,
+            scrub_bytes_per_second: limits.scrub_bytes_per_second,
         }
     }
 }

@@ -22,6 +22,7 @@ use super::command::ControlCommand;
 use super::reconcile::is_settled;
 use super::state::{ControlState, GroupRecord, NodeState, Rebalancing};
 use crate::placement::{Electorate, NodeWeight, assign, assign_leaders};
+use crate::scrub::ScrubReport;
 use flotilla_types::{GroupId, Membership, NodeId, ReplicaId, Term};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub struct GroupReport {
     pub record_epoch: u64,
     /// How many bytes the group holds.
     pub bytes: u64,
+    /// Its scrubs. Nothing is planned by them.
+    pub scrub: ScrubReport,
 }
 
 /// How much may happen at once.

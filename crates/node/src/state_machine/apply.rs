@@ -16,6 +16,7 @@ use super::expiry::ExpirySweep;
 use super::idempotency::IdempotencyTable;
 use super::mutation::{Mutation, MutationError, Mutations};
 use super::rows::RowWriter;
+use super::scrub::{self, Scrub, ScrubMark};
 use super::snapshot::Incoming;
 use super::state::{CHECKPOINT_EVERY, ReplicaState};
 use crate::control::{ControlAnswer, ControlCommand, ControlState};
@@ -76,6 +77,8 @@ pub struct GroupApplied {
     pub control_answers: Vec<(LogIndex, Term, ControlAnswer)>,
     /// The last checkpoint that this job passed, to be compared between replicas.
     pub checkpoint: Option<(LogIndex, u64)>,
+    /// The last scrub's mark that this job passed.
+    pub scrub: Option<ScrubMark>,
     /// How many keys there are now.
     pub keys: u64,
     /// How many bytes keys and values have now.
@@ -190,6 +193,8 @@ pub struct Applier<S: StateStore> {
     pub(super) sweep_from: Option<((ReplicaKey, u32), Bytes)>,
     /// Dead generations of which a row cannot be read.
     pub(super) unsweepable: BTreeSet<(ReplicaKey, u32)>,
+    /// Views taken at scrubs' marks.
+    pub(super) scrubs: BTreeMap<ReplicaKey, Scrub<S::View>>,
     pub(super) failed: bool,
     damaged: Vec<(ReplicaKey, String)>,
     writer: RowWriter,
@@ -265,6 +270,7 @@ impl<S: StateStore> Applier<S> {
             installing: BTreeMap::new(),
             sweep_from: None,
             unsweepable: BTreeSet::new(),
+            scrubs: BTreeMap::new(),
             failed: false,
             damaged,
             writer: RowWriter::default(),
@@ -309,21 +315,28 @@ impl<S: StateStore> Applier<S> {
         let mut results = Vec::with_capacity(job.groups.len());
         let mut seen_twice = false;
         for group in job.groups {
-            results.push(self.apply_group(group, &mut seen_twice)?);
+            let result = self.apply_group(group, &mut seen_twice)?;
+            if !self.faults.applied_index_apart {
+                self.put_state(result.replica);
+            }
+            results.push(result);
         }
         if seen_twice {
             self.writer.batch.keep_last_of_each_key();
         }
         if self.faults.applied_index_apart {
             self.store.write(std::mem::take(&mut self.writer.batch))?;
-        }
-        for result in &results {
-            if let Some(live) = self.replicas.get(&result.replica) {
-                self.writer.put_own(&layout::state_key(result.replica), |out| live.state.encode_into(out));
-            }
+            results.iter().for_each(|result| self.put_state(result.replica));
         }
         self.store.write(std::mem::take(&mut self.writer.batch))?;
         Ok(results)
+    }
+
+    /// The state row goes behind its group's rows, not behind all groups': a mark may end the batch in between.
+    fn put_state(&mut self, replica: ReplicaKey) {
+        if let Some(live) = self.replicas.get(&replica) {
+            self.writer.put_own(&layout::state_key(replica), |out| live.state.encode_into(out));
+        }
     }
 
     /// Makes all that was applied durable, and says up to where, by replica.
@@ -349,6 +362,7 @@ impl<S: StateStore> Applier<S> {
             control: None,
             control_answers: Vec::new(),
             checkpoint: None,
+            scrub: None,
             keys: 0,
             bytes: 0,
             clock: Timestamp(0),
@@ -380,6 +394,7 @@ impl<S: StateStore> Applier<S> {
             let (index, term) = (entry.index, entry.term);
             let mark = (work.writer.batch.len(), live.counters());
             live.state.hash = chain_entry(live.state.hash, index, term);
+            let mut is_mark = false;
             let outcome = match entry.kind {
                 EntryKind::Membership => {
                     let (_, membership) = memberships
@@ -391,6 +406,10 @@ impl<S: StateStore> Applier<S> {
                 }
                 // A new leader's no-op.
                 EntryKind::Normal if entry.data.is_empty() => Ok(()),
+                EntryKind::Normal if scrub::is_mark(&entry.data) => {
+                    is_mark = true;
+                    Ok(())
+                }
                 EntryKind::Normal if replica.group == GroupId::CONTROL => work.apply_command(live, index, entry.data).map(|answer| {
                     result.control = live.state.control.clone();
                     if group.answers_wanted {
@@ -417,6 +436,13 @@ impl<S: StateStore> Applier<S> {
             if index.0 % CHECKPOINT_EVERY == 0 {
                 live.state.checkpoint = Some((index, live.state.hash));
                 result.checkpoint = live.state.checkpoint;
+            }
+            if is_mark {
+                // What was applied so far is written, whole, and nothing behind it, so that the view is at this entry.
+                work.writer.put_own(&layout::state_key(replica), |out| live.state.encode_into(out));
+                work.writer.batch.keep_last_of_each_key();
+                self.store.write(std::mem::take(&mut work.writer.batch))?;
+                result.scrub = Some(scrub::open(&mut self.scrubs, self.store.view()?, replica, &live.state));
             }
         }
         *seen_twice |= work.seen_twice;

@@ -193,6 +193,7 @@ impl<S: StateStore> Applier<S> {
         writer.batch.delete(Bytes::copy_from_slice(&layout::state_key(replica)));
         self.write(writer.batch)?;
         self.replicas.remove(&replica);
+        self.scrubs.remove(&replica);
         // What was being installed is on the dead list already.
         self.installing.retain(|(r, _), _| *r != replica);
         self.dead.extend(generations.into_iter().map(|generation| (replica, generation)));
@@ -290,6 +291,8 @@ impl<S: StateStore> Applier<S> {
         }
         self.dead.remove(&(replica, generation));
         self.dead.insert((replica, old));
+        // It looks at rows that are in force no more.
+        self.scrubs.remove(&replica);
         self.replicas.insert(replica, Live::new(replica, state.clone(), idempotency));
         Ok(state)
     }

@@ -8,7 +8,7 @@
 //! - [`state`]: what a replica knows of itself besides its keys, stored in one row;
 //! - [`read`]: point reads, on any thread;
 //! - [`check`]: whether the rows of a store at rest make sense;
-//! - [`scan`]: ranges of keys in order, likewise;
+//! - [`scan`]: ranges of keys in order, likewise; [`scrub`]: all rows at one index, to be compared;
 //! - [`snapshot`]: a replica's rows as a stream of checked chunks, and back.
 //!
 //! Applying depends on the state and the entry, on nothing else: no clock, no chance, no node's own
@@ -25,6 +25,7 @@ pub mod mutation;
 pub mod read;
 pub mod rows;
 pub mod scan;
+pub mod scrub;
 pub mod snapshot;
 pub mod state;
 
@@ -37,5 +38,7 @@ pub use mutation::{
 };
 pub use read::ReadError;
 pub use scan::run_scan;
+pub(crate) use scrub::mark as scrub_mark;
+pub use scrub::{ScrubMark, ScrubStep};
 pub use snapshot::{ChunkError, SnapshotReader};
 pub use state::{CHECKPOINT_EVERY, ReplicaState};

@@ -27,6 +27,7 @@ pub(crate) fn write_node_metrics(handle: &NodeHandle, exposition: &mut Expositio
     write_raft(exposition, &node);
     write_log(exposition, &node, &handle.0.log);
     write_store(exposition, &node, &handle.0.store);
+    write_scrubs(exposition, &node);
     write_links(exposition, handle);
     write_loop(exposition, &driver);
     write_memory(exposition, &node, handle);
@@ -125,6 +126,26 @@ fn write_store(exposition: &mut Exposition, node: &NodeStats, store: &StoreNumbe
         Sample::gauge("flotilla_store_disk_bytes", "About how many bytes the store takes on disk.", store.disk_bytes.get()),
         Sample::gauge("flotilla_keys", "Keys in the replicas on this node.", node.keys),
         Sample::gauge("flotilla_key_bytes", "Bytes of keys and values in the replicas on this node.", node.key_bytes),
+    ]);
+}
+
+fn write_scrubs(exposition: &mut Exposition, node: &NodeStats) {
+    exposition.samples([
+        Sample::counter("flotilla_scrubs_begun_total", "Scrubs named by leaders on this node.", node.scrubs_begun),
+        Sample::counter("flotilla_scrubs_ended_total", "Scrubs named by leaders on this node that came to an end.", node.scrubs_ended),
+        Sample::counter("flotilla_scrubs_agreed_total", "Of the scrubs that ended, those in which all copies agreed.", node.scrubs_whole),
+        Sample::counter(
+            "flotilla_scrub_differing_total",
+            "Times a scrub named by a leader on this node found copies that differ.",
+            node.scrub_differing,
+        ),
+        Sample::counter(
+            "flotilla_scrub_damage_total",
+            "Times a scrub found rows of a replica on this node damaged or missing.",
+            node.scrub_damage,
+        ),
+        Sample::counter("flotilla_scrub_read_bytes_total", "Bytes of rows that scrubs have read on this node.", node.scrub_bytes),
+        Sample::gauge("flotilla_scrub_views", "Views of replicas on this node that scrubs read or wait to read.", node.scrub_views),
     ]);
 }
 

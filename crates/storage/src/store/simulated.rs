@@ -170,6 +170,18 @@ impl SimulatedStore {
         Some(key)
     }
 
+    /// Sets a row, or takes it away, behind everyone's back.
+    pub fn tamper(&self, key: &[u8], value: Option<Bytes>) {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        for rows in [Arc::make_mut(&mut inner.rows), &mut inner.durable] {
+            match &value {
+                Some(value) => drop(rows.insert(Bytes::copy_from_slice(key), value.clone())),
+                None => drop(rows.remove(key)),
+            }
+        }
+    }
+
     /// Every row, for tests that compare stores.
     pub fn rows(&self) -> Vec<(Bytes, Bytes)> {
         self.inner().rows.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
