@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["types"]),
     ("node", &["types", "consensus", "storage"]),
     ("server", &["types", "storage", "node", "api"]),
+    ("fuzzing", &["types", "consensus", "storage", "node", "api", "server"]),
     ("sim", &["types", "storage", "node", "consensus"]),
     ("flotilla", &["types", "storage", "node", "api", "server"]),
     ("harness", &["types", "api", "node", "server", "flotilla"]),
@@ -20,8 +21,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Crates whose code may hold no clock, thread, socket, file, environment or unseeded chance.
 const PURE: &[&str] = &["types", "consensus", "node", "api", "storage"];
-/// The two files of these that are the real world.
-const REAL: &[&str] = &["crates/storage/src/disk/file_disk.rs", "crates/storage/src/store/engine.rs"];
+/// The files of these that are the real world.
+const REAL: &[&str] =
+    &["crates/storage/src/disk/file_disk.rs", "crates/storage/src/store/engine.rs", "crates/storage/src/store/engine_rows.rs"];
 /// Only this file may name the engine, only this crate the consensus library.
 const ENGINE: (&str, &str) = ("fjall::", "crates/storage/src/store/engine.rs");
 const LIBRARY: (&str, &str) = ("raft::", "crates/consensus/");

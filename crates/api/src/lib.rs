@@ -6,9 +6,11 @@
 pub mod base64;
 mod error_code;
 pub mod http;
+mod openapi;
 mod outcome;
 mod problem;
 
 pub use error_code::{Advice, ErrorCode};
+pub use openapi::OPENAPI;
 pub use outcome::{LAG_HEADER, OUTCOME_HEADER, parse_outcome};
 pub use problem::{CONTENT_TYPE as PROBLEM_CONTENT_TYPE, Problem};

@@ -146,7 +146,7 @@ impl Message {
                 out.put_u64_le(m.index);
                 out.put_u64_le(m.commit);
                 out.put_u32_le(m.entries.len() as u32);
-                let continues = m.entries.iter().zip(m.index + 1..).all(|(entry, index)| entry.index == index);
+                let continues = m.entries.iter().zip(m.index.saturating_add(1)..).all(|(entry, index)| entry.index == index);
                 assert!(continues, "entries are numbered by the message's position, {}, and do not follow it", m.index);
                 for entry in &m.entries {
                     let (kind, data) = kind_and_data(entry);
@@ -292,4 +292,19 @@ pub(crate) fn entry_to_raft(entry: Entry) -> eraftpb::Entry {
         }
     }
     raft
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by fuzzing: what could be read could not be written.
+    #[test]
+    fn a_probe_at_the_last_index_is_written_again() {
+        let probe = eraftpb::Message { msg_type: MessageType::MsgAppend, index: u64::MAX, ..Default::default() };
+        let mut out = BytesMut::new();
+        Message(probe).encode(&mut out);
+        let read = Message::decode(&mut Reader::new(out.freeze())).expect("our own bytes");
+        assert_eq!((read.0.index, read.entry_count()), (u64::MAX, 0));
+    }
 }

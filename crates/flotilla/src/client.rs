@@ -138,6 +138,11 @@ impl Answer {
         format!("{words} (status {}{code}){outcome}", self.status).replace('\n', " ")
     }
 
+    /// The version that its `ETag` names.
+    pub fn version(&self) -> Option<u64> {
+        self.headers.get("etag")?.to_str().ok()?.trim_matches('"').parse().ok()
+    }
+
     fn outcome(&self) -> Option<&str> {
         self.headers.get("flotilla-outcome")?.to_str().ok()
     }

@@ -8,6 +8,8 @@
 pub mod client;
 pub mod cluster_view;
 pub mod connection;
+pub mod import;
+pub mod lines;
 pub mod load;
 pub mod local_cluster;
 pub mod process_cpu;

@@ -15,7 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A replicated, sharded key-value store that goes on answering while nodes fail.
 #[derive(Debug, Parser)]
-#[command(name = "flotilla", version, max_term_width = 110)]
+#[command(name = "flotilla", version, max_term_width = 110, disable_help_subcommand = true)]
 struct Flotilla {
     #[command(subcommand)]
     command: Command,

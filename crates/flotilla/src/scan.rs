@@ -4,11 +4,10 @@
 //! the last item: a stream is page after page, so nothing is lost by that, and nothing shown twice.
 
 use crate::client::{Ask, Client, OpenAnswer};
+use crate::lines::{Item, Refused};
 use crate::text::encode_query;
-use anyhow::{Context, anyhow, bail};
-use flotilla_api::base64;
+use anyhow::{Context, bail};
 use hyper::Method;
-use serde::Deserialize;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -34,17 +33,6 @@ pub struct ScanRequest {
     pub keys_only: bool,
 }
 
-/// One key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
-    /// The line as the server wrote it, without its end.
-    pub line: Vec<u8>,
-    /// The key.
-    pub key: Vec<u8>,
-    /// Its value, unless values are left out.
-    pub value: Option<Vec<u8>>,
-}
-
 /// A scan under way.
 #[derive(Debug)]
 pub struct Scan {
@@ -57,15 +45,6 @@ pub struct Scan {
     lines: VecDeque<Vec<u8>>,
     open_line: Vec<u8>,
     attempts: u32,
-}
-
-#[derive(Deserialize)]
-struct Line {
-    key: Option<String>,
-    key_b64: Option<String>,
-    value: Option<String>,
-    value_b64: Option<String>,
-    error: Option<serde_json::Value>,
 }
 
 impl Scan {
@@ -107,7 +86,7 @@ impl Scan {
     async fn read(&mut self) -> anyhow::Result<Option<Item>> {
         loop {
             if let Some(line) = self.lines.pop_front() {
-                return parse_line(line).map(Some);
+                return Item::parse(line).context("the server's answer").map(Some);
             }
             let answer = match &mut self.answer {
                 Some(answer) => answer,
@@ -159,28 +138,6 @@ impl Scan {
             self.request.start = [key, &[0]].concat();
         }
     }
-}
-
-/// The cluster said no, and would again.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refused(String);
-
-fn parse_line(text: Vec<u8>) -> anyhow::Result<Item> {
-    let line: Line = serde_json::from_slice(&text).context("the server's answer")?;
-    if let Some(error) = line.error {
-        let detail = error["detail"].as_str().unwrap_or("the server gave no reason").to_owned();
-        // 5xx of a moment: no quorum, over capacity, out of time.
-        let passes = matches!(error["status"].as_u64(), Some(503 | 504));
-        return Err(if passes { anyhow!(detail) } else { Refused(detail).into() });
-    }
-    let bytes = |text: Option<String>, coded: Option<String>| match (text, coded) {
-        (Some(text), _) => Some(text.into_bytes()),
-        (None, Some(coded)) => base64::decode(&coded),
-        (None, None) => None,
-    };
-    let key = bytes(line.key, line.key_b64).ok_or_else(|| anyhow!("the server sent a line without a key"))?;
-    Ok(Item { line: text, key, value: bytes(line.value, line.value_b64) })
 }
 
 #[cfg(test)]

@@ -87,6 +87,16 @@ fn a_demo_cluster_serves_every_command() {
     assert_eq!(outcome(&["incr", "visits/today", "--endpoint", &first]), (0, "1\n".into(), String::new()));
     assert_eq!(outcome(&["incr", "visits/today", "--by", "-43", "--endpoint", &last]).1, "-42\n");
     assert_eq!(outcome(&["get", "visits/today", "--endpoint", &first]).1, "-42");
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let (code, text, error) = outcome(&[arguments, &["--json", "--endpoint", &last]].concat());
+        assert_eq!((code, error.as_str()), (0, ""));
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let version = json(&["put", "a/json", "v"])["version"].clone();
+    assert_eq!(json(&["get", "a/json"]), serde_json::json!({"key": "a/json", "value": "v", "version": version}));
+    assert_eq!(json(&["del", "a/json"]), serde_json::json!({"deleted": true}));
+    assert_eq!(json(&["incr", "visits/today"])["value"], -41);
+    assert_eq!(outcome(&["incr", "visits/today", "--by", "-1", "--endpoint", &first]).1, "-42\n");
     let (code, _, error) = outcome(&["incr", "a key/ä", "--endpoint", &first]);
     assert!(code == 1 && error.contains("not_an_integer") && error.contains("it did not happen"), "{code} {error}");
 
@@ -136,7 +146,7 @@ fn check_scans(first: &str, last: &str) {
     let key = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["key"].as_str().map(str::to_owned);
     let keys: Vec<_> = exported.lines().map(key).collect();
     assert!(keys.is_sorted() && keys.len() == 13 && keys[0].as_deref() == Some("a key/ä"), "{keys:?}");
-    assert_eq!(outcome(&["export", "--endpoint", first]), (0, exported, String::new()));
+    assert_eq!(outcome(&["export", "--endpoint", first]), (0, exported.clone(), String::new()));
 
     let mut socket = std::net::TcpStream::connect(first.trim_start_matches("http://")).expect("it listens");
     socket.write_all(b"DELETE /v1/kv?prefix=s/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
@@ -144,6 +154,50 @@ fn check_scans(first: &str, last: &str) {
     socket.read_to_string(&mut answer).expect("text");
     assert!(answer.ends_with("{\"deleted\":12}\n"), "{answer}");
     assert_eq!(outcome(&["scan", "--prefix", "s/", "--endpoint", last]), (0, String::new(), String::new()));
+
+    let path = file.display().to_string();
+    let (code, done, _) = outcome(&["import", &path, "--json", "--endpoint", first]);
+    assert_eq!((code, done.as_str()), (0, "{\"lines\":13,\"repeated\":0,\"skipped\":0,\"whole\":true,\"written\":13}\n"));
+    let without_versions = |text: &str| -> Vec<serde_json::Value> {
+        let item = |line| {
+            let mut item: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            item.as_object_mut().expect("an object").remove("version");
+            item
+        };
+        text.lines().map(item).collect()
+    };
+    let (code, again, _) = outcome(&["export", "--endpoint", last]);
+    assert_eq!((code, without_versions(&again)), (0, without_versions(&exported)));
+    let (code, done, _) = outcome(&["import", &path, "--only-absent", "--json", "--endpoint", last]);
+    assert!(code == 0 && done.contains("\"skipped\":13") && done.contains("\"written\":0"), "{done}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("our folder").count(), 1, "nothing is left beside a file that is whole");
+
+    // It goes on where it was interrupted: nothing of what the mark covers is written again.
+    let seven = exported.split_inclusive('\n').take(7).collect::<String>();
+    let mut broken = seven.clone();
+    broken.push_str("no line\n");
+    std::fs::write(&file, &broken).expect("it can be written");
+    let (code, _, error) = outcome(&["import", &path, "--endpoint", first]);
+    assert!(code == 1 && error.contains("line 8") && error.contains("the same command goes on"), "{error}");
+    std::fs::write(&file, exported.as_bytes()).expect("it can be written");
+    let (code, done, _) = outcome(&["import", &path, "--json", "--endpoint", first]);
+    assert!(code == 0 && done.contains("\"whole\":true"), "{done}");
+    assert_eq!(without_versions(&outcome(&["export", "--endpoint", last]).1), without_versions(&exported));
+}
+
+#[test]
+fn help_is_a_manual_and_completions_are_scripts() {
+    let (code, text, _) = outcome(&["help", "cluster", "shards"]);
+    assert!(code == 0 && text.contains("Usage: flotilla cluster shards"), "{text}");
+    assert!(outcome(&["help", "put", "--man"]).1.contains(".TH flotilla-put 1"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    assert_eq!(outcome(&["help", "--man-dir", &folder.path().display().to_string()]).0, 0);
+    assert!(folder.path().join("flotilla-import.1").exists());
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, _) = outcome(&["completions", shell]);
+        assert!(code == 0 && script.contains("only-absent"), "{shell}");
+    }
+    assert_eq!(outcome(&["help", "no-such-command"]).0, 2);
 }
 
 #[test]

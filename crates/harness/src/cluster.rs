@@ -102,6 +102,21 @@ impl Cluster {
         }
     }
 
+    /// Starts those that do not run, and waits until all is as at the start.
+    ///
+    /// # Errors
+    /// If they do not come up in time.
+    pub async fn relaunch_missing(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].1.is_none() {
+                self.launch(at)?;
+            }
+        }
+        self.wait_all_ready().await?;
+        self.wait_settled().await?;
+        Ok(())
+    }
+
     /// Asks all to end; those that did not by themselves are named.
     pub fn stop(&mut self) -> Vec<String> {
         for (_, process) in &self.nodes {
@@ -116,6 +131,23 @@ impl Cluster {
             }
         }
         forced
+    }
+
+    /// Asks node `at` to end, and waits for it.
+    pub fn stop_one(&mut self, at: usize) {
+        if let Some(mut process) = self.nodes[at].1.take() {
+            process.stop();
+        }
+    }
+
+    /// Whether node `at` was started and has not been taken away since; it may have ended by itself.
+    pub fn is_running(&self, at: usize) -> bool {
+        self.nodes[at].1.is_some()
+    }
+
+    /// Whether node `at` has ended.
+    pub fn has_ended(&mut self, at: usize) -> bool {
+        self.nodes[at].1.as_mut().is_none_or(|process| !matches!(process.ended(), Ok(None)))
     }
 
     /// Waits until node `at` is ready.

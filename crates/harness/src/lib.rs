@@ -6,15 +6,23 @@
 #![allow(clippy::disallowed_methods, reason = "outside of the core: clocks, files and processes are what this is about")]
 
 pub mod binary;
+pub mod bulk;
 pub mod cluster;
 pub mod compare_etcd;
 pub mod cut_off;
+pub mod damage;
+pub mod expiry;
 pub mod idle;
 pub mod keyspace;
 pub mod kill;
+pub mod memory;
+pub mod once;
 pub mod power;
+pub mod pressure;
+mod pressure_client;
 pub mod real_data;
 pub mod restart;
+pub mod scan_load;
 pub mod verify;
 pub mod weather;
 pub mod wire;

@@ -5,7 +5,10 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
-use flotilla_harness::{binary::flotilla_binary, compare_etcd, cut_off, idle, kill, power, real_data, restart, weather};
+use flotilla_harness::{
+    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, expiry, idle, kill, once, power, pressure, real_data, restart, scan_load,
+    weather,
+};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -61,6 +64,46 @@ enum Run {
         #[arg(long)]
         packages: Option<usize>,
     },
+    /// The same through `import` and `export`, which are interrupted.
+    Bulk {
+        #[arg(long)]
+        packages: Option<usize>,
+    },
+    /// A scan of very many keys, and a client that stops reading.
+    Scan {
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+        #[arg(long, default_value_t = 100)]
+        value_bytes: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "60s")]
+        stall: Duration,
+    },
+    /// Increments that are sent twice, while nodes are killed.
+    Once {
+        #[arg(long, default_value_t = 10_000)]
+        increments: u64,
+        #[arg(long, default_value_t = 32)]
+        clients: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "3s")]
+        kill_every: Duration,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Keys that expire, while clocks leap and nodes are killed.
+    Expiry {
+        #[arg(long, value_parser = parse_duration, default_value = "2m")]
+        duration: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "2s")]
+        event_every: Duration,
+        #[arg(long, default_value_t = 48)]
+        clients: u64,
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+        #[arg(long, value_parser = parse_duration, default_value = "2m")]
+        keys_ttl: Duration,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// A node cut off from the others (root).
     CutOff {
         #[arg(long, value_parser = parse_duration, default_value = "10s")]
@@ -71,6 +114,25 @@ enum Run {
         kills: usize,
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Flipped bits and cut files in a node's data-dir.
+    Damage {
+        /// Damages while the node is stopped.
+        #[arg(long, default_value_t = 350)]
+        stopped: usize,
+        /// Damages while it runs.
+        #[arg(long, default_value_t = 150)]
+        running: usize,
+        #[arg(long, default_value_t = 5)]
+        at_once: usize,
+        #[arg(long, default_value_t = 2000)]
+        keys: usize,
+        #[arg(long, default_value_t = 300)]
+        long_keys: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long, value_parser = parse_duration, default_value = "60m")]
+        time_max: Duration,
     },
     /// Starts that cannot go well.
     Weather {
@@ -87,6 +149,24 @@ enum Run {
     Idle {
         #[arg(long, value_parser = parse_duration, default_value = "30s")]
         duration: Duration,
+    },
+    /// Far more than the cluster can do, beside idle, slow and deaf connections.
+    Pressure {
+        #[arg(long, value_parser = parse_duration, default_value = "120s")]
+        duration: Duration,
+        /// Times the measured capacity.
+        #[arg(long, default_value_t = 50.0)]
+        factor: f64,
+        #[arg(long, default_value_t = 2000)]
+        flooding: usize,
+        #[arg(long, default_value_t = 10_000)]
+        idle: usize,
+        #[arg(long, default_value_t = 500)]
+        dripping: usize,
+        #[arg(long, default_value_t = 24)]
+        large: usize,
+        #[arg(long, default_value_t = 300)]
+        deaf: usize,
     },
     /// The same load on Flotilla and on etcd.
     CompareEtcd {
@@ -137,9 +217,36 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
             show(&report, &report.lines(), json)?;
             Ok(report.verdict.is_fine())
         }
+        Run::Bulk { packages } => {
+            let report = bulk::run(binary, folder, packages).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Scan { keys, value_bytes, stall } => {
+            let report = scan_load::run(binary, folder, &scan_load::ScanPlan { keys, value_bytes, stall }).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Once { increments, clients, kill_every, seed } => {
+            let report = once::run(binary, folder, &once::OncePlan { increments, clients, kill_every, seed }).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Expiry { duration, event_every, clients, keys, keys_ttl, seed } => {
+            let plan = expiry::ExpiryPlan { duration, event_every, clients, keys, keys_ttl, seed };
+            let report = expiry::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
         Run::CutOff { brief, long, kills, seed } => {
             let plan = cut_off::CutOffPlan { brief, long, kills_during_install: kills, seed };
             let report = cut_off::run_cut_off(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Damage { stopped, running, at_once, keys, long_keys, seed, time_max } => {
+            let plan = damage::DamagePlan { stopped, running, at_once, keys, long_keys, seed, time_max };
+            let report = damage::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.is_fine())
         }
@@ -159,6 +266,12 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
             let report = idle::run(binary, folder, duration).await?;
             show(&report, &report.lines(), json)?;
             Ok(true)
+        }
+        Run::Pressure { duration, factor, flooding, idle, dripping, large, deaf } => {
+            let plan = pressure::PressurePlan { duration, factor, flooding, idle, dripping, large, deaf };
+            let report = pressure::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
         }
         Run::CompareEtcd { runs, duration, connections, keys } => {
             let plan = compare_etcd::ComparePlan { runs, duration, connections, keys };

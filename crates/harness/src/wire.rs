@@ -84,8 +84,16 @@ impl Wire {
     /// # Errors
     /// If the connection broke or took too long.
     pub async fn exchange(&mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
+        self.exchange_with(method, path, "", body).await
+    }
+
+    /// The same with further headers, each ended by `\r\n`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn exchange_with(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<Reply> {
         self.buffer.clear();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n", self.address, body.len());
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n{headers}content-length: {}\r\n\r\n", self.address, body.len());
         self.buffer.extend_from_slice(head.as_bytes());
         self.buffer.extend_from_slice(body);
         let bound = self.timeout + GRACE;

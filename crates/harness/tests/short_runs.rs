@@ -1,7 +1,7 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, kill, real_data, weather};
+use flotilla_harness::{binary::flotilla_binary, bulk, damage, expiry, kill, once, pressure, real_data, scan_load, weather};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +30,63 @@ fn real_data_survives_a_kill() {
     let plan = real_data::RealDataPlan { connections: 32, packages_max: Some(2000) };
     let report = with_folder(async |binary, folder| real_data::run(binary, folder, &plan).await);
     assert!(report.verdict.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn imports_and_exports_go_on_where_they_were_interrupted() {
+    if real_data::packages().is_err() {
+        eprintln!("no apt on this machine: nothing to import");
+        return;
+    }
+    let report = with_folder(async |binary, folder| bulk::run(binary, folder, Some(10_000)).await);
+    assert!(report.is_fine() && report.packages > 0, "{:#?}", report.lines());
+}
+
+#[test]
+fn increments_that_are_sent_twice_count_once() {
+    let plan = once::OncePlan { increments: 500, clients: 4, kill_every: Duration::from_secs(1), seed: 1 };
+    let report = with_folder(async |binary, folder| once::run(binary, folder, &plan).await);
+    assert!(report.is_fine() && report.requests >= 1000 && report.kills > 0, "{:#?}", report.lines());
+}
+
+#[test]
+fn long_scans_are_whole_and_in_order() {
+    let plan = scan_load::ScanPlan { keys: 30_000, value_bytes: 200, stall: Duration::from_secs(1) };
+    let report = with_folder(async |binary, folder| scan_load::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn keys_expire_once_and_for_all_whatever_clocks_say() {
+    let seconds = Duration::from_secs;
+    let plan =
+        expiry::ExpiryPlan { duration: seconds(6), event_every: seconds(1), clients: 12, keys: 5_000, keys_ttl: seconds(5), seed: 1 };
+    let report = with_folder(async |binary, folder| expiry::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn damage_on_disk_is_found_and_never_served() {
+    let plan =
+        damage::DamagePlan { stopped: 12, running: 6, at_once: 3, keys: 300, long_keys: 20, seed: 5, time_max: Duration::from_secs(120) };
+    let report = with_folder(async |binary, folder| damage::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+    assert!(report.flips + report.cuts >= 6, "{:#?}", report.lines());
+}
+
+#[test]
+fn pressure_costs_a_bounded_memory_and_small_requests_are_served() {
+    let plan = pressure::PressurePlan {
+        duration: Duration::from_secs(8),
+        factor: 50.0,
+        flooding: 100,
+        idle: 300,
+        dripping: 50,
+        large: 3,
+        deaf: 12,
+    };
+    let report = with_folder(async |binary, folder| pressure::run(binary, folder, &plan).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
 }
 
 #[test]

@@ -96,6 +96,14 @@ impl Identity {
         Some(ControlState::genesis(cluster, self.node, genesis.profile.clone(), genesis.shards, genesis.replicas))
     }
 
+    /// The control state as this node last kept it; `None` before it has a cluster.
+    ///
+    /// # Errors
+    /// If the kept copy cannot be read.
+    pub fn last_control(&self) -> Result<Option<ControlState>, DecodeError> {
+        if self.control.is_empty() { Ok(self.genesis_state()) } else { ControlState::decode(self.control.clone()).map(Some) }
+    }
+
     fn record(&self) -> LogRecord {
         LogRecord::Identity(self.encode())
     }

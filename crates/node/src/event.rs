@@ -133,6 +133,14 @@ pub enum StoreEvent {
         /// What came of it.
         step: crate::state_machine::ScrubStep,
     },
+    /// Rows of a replica cannot be read as they were written: found by a read, a scan or an outgoing snapshot, and
+    /// never passed on.
+    Damaged {
+        /// Whose; those of an earlier life of the group here are passed over.
+        replica: ReplicaKey,
+        /// What was found.
+        detail: String,
+    },
     /// Damage or an I/O error in the store: this replica cannot go on.
     Failed {
         /// The replica concerned; `None`: the whole store.

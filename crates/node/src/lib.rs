@@ -9,10 +9,12 @@
 //! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be;
+//! - [`check`]: whether log and store are of one piece;
 //! - [`event`], [`effect`], [`notice`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
 
 mod apply_queue;
 pub mod boot;
+pub mod check;
 mod clocks;
 mod codec;
 pub mod control;
@@ -20,6 +22,7 @@ mod divergence;
 pub mod effect;
 pub mod event;
 mod expiry;
+pub mod fuzzing;
 pub mod keyspace;
 pub mod message;
 pub mod node;

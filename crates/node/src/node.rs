@@ -9,6 +9,7 @@
 
 use crate::apply_queue::ApplyQueue;
 use crate::boot::{self, Identity};
+use crate::check;
 use crate::clocks::Clocks;
 use crate::control::{ControlState, Standing};
 use crate::effect::{Effects, ReplyTo};
@@ -164,12 +165,10 @@ impl Node {
         // not be taken for one to this life's request of the same number.
         let mut first_number = || rng.next_u64() >> 16;
         let genesis = identity.genesis_state();
-        let control = match (&genesis, identity.control.is_empty()) {
-            (_, false) => ControlState::decode(identity.control.clone())
-                .map_err(|error| StartError::Damaged(format!("the kept copy of the control state: {error}")))?,
-            (Some(genesis), true) => genesis.clone(),
-            (None, true) => return Err(StartError::NoCluster),
-        };
+        let control = identity
+            .last_control()
+            .map_err(|error| StartError::Damaged(format!("the kept copy of the control state: {error}")))?
+            .ok_or(StartError::NoCluster)?;
         let mut node = Node {
             requests: Requests::new(&config, first_number()),
             scans: Scans::starting_at(first_number()),
@@ -226,6 +225,11 @@ impl Node {
                 node.retire_lost(key)?;
                 continue;
             }
+            if let Some(reason) = state.as_ref().and_then(|state| check::contradiction(&replica, Some(state))) {
+                node.out.notices.push(Notice::error(reason).of_replica(key));
+                node.retire_lost(key)?;
+                continue;
+            }
             node.restore(key, replica, state, now)?;
         }
         // What the store holds of replicas that the log does not know is a leftover of theirs.
@@ -247,10 +251,7 @@ impl Node {
     /// A replica whose records or rows are damaged is re-seeded from the others, under a new id. Where
     /// there are no others, the node must not start.
     fn retire_lost(&mut self, key: ReplicaKey) -> Result<(), StartError> {
-        let record = self.control.groups.get(&key.group);
-        let others = record.map_or(0, |record| record.voters.iter().filter(|member| member.node != self.identity.node).count());
-        let is_voter = record.is_none_or(|record| record.voters.iter().any(|member| member.replica == key.replica));
-        if is_voter && others < record.map_or(1, |record| record.voters.len() / 2 + 1) {
+        if !check::others_suffice(&self.control, self.identity.node, key) {
             return Err(StartError::Damaged(format!("{key} has no other copies to be replaced from: restore the files, or a backup")));
         }
         self.out.notices.push(Notice::error(format!("{key} is damaged and will be re-seeded from the other replicas")).of_replica(key));
@@ -303,25 +304,10 @@ impl Node {
                     entries.clear();
                 }
             }
-            Some((InstallPhase::Installed, install)) => {
-                used_generation = used_generation.max(install.generation);
-                if state.as_ref().is_none_or(|state| state.generation < install.generation) {
-                    return Err(damaged(format!(
-                        "the log recorded generation {} as installed and the store does not have it",
-                        install.generation
-                    )));
-                }
-            }
+            Some((InstallPhase::Installed, install)) => used_generation = used_generation.max(install.generation),
             None => {}
         }
         let (applied, membership) = state.as_ref().map_or((LogIndex(0), Membership::default()), |s| (s.applied.0, s.membership.clone()));
-        if applied < start.0 {
-            return Err(damaged(format!("the store has applied up to {applied}, and the log begins after {}", start.0)));
-        }
-        let last = entries.last().map_or(start.0, |entry| entry.index);
-        if applied > last {
-            return Err(damaged(format!("the store has applied up to {applied}, and the log ends at {last}")));
-        }
         let config = GroupConfig { replica: key.replica, ..self.config.group.clone() };
         let restored = Restored { hard_state, membership, applied, start, entries };
         let rng = self.rng.fork();
@@ -422,12 +408,15 @@ impl Node {
             StoreEvent::Destroyed { .. } => {}
             StoreEvent::Scrubbed { replica, index, step } => self.handle_scrubbed(replica, index, step, now),
             StoreEvent::ExpiredFound { replica, found } => self.handle_expired_found(replica, found, now),
+            StoreEvent::Damaged { replica, detail } => self.handle_damaged_rows(replica, detail),
             StoreEvent::Failed { replica, detail, disk_full } => {
                 let what = replica.map_or_else(|| "the store".to_owned(), |key| format!("the store, at {key},"));
                 self.out.fatal = Some(if disk_full {
                     format!("{what} found the disk full ({detail}): free some space and start again; nothing that was acknowledged is lost")
                 } else {
-                    format!("{what} failed: {detail}")
+                    format!(
+                        "{what} failed: {detail}; start the node again: it then verifies the store, and fetches what is damaged from the other nodes"
+                    )
                 });
             }
         }

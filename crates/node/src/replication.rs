@@ -449,6 +449,18 @@ impl Node {
         }
     }
 
+    /// Rows could not be read, though the state machine has not met them. Where there are no other copies, what
+    /// can be read is still served.
+    pub(crate) fn handle_damaged_rows(&mut self, key: ReplicaKey, detail: String) {
+        let Some(replica) = self.replicas.get(&key.group).filter(|replica| replica.key == key) else { return };
+        if replica.group.membership().voters.len() < 3 {
+            let line = format!("{key} is damaged and has no other copies to be re-seeded from: {detail}");
+            self.out.notices.push(Notice::error(line).of_replica(key));
+        } else {
+            self.stop_replica(key, &StopReason::Damaged(detail));
+        }
+    }
+
     /// Answers what was proposed before `end` (in the order of terms, then indexes) and is in force by no
     /// answer of its own. The state machine has an entry of `end`'s term, and terms never fall along a
     /// log: so what an earlier term proposed and was not applied never will be, at whatever index.

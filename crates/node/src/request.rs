@@ -7,7 +7,7 @@ use flotilla_types::wire::DecodeError;
 use flotilla_types::{Condition, Key, NodeId, Outcome, Version};
 use std::fmt;
 use std::time::Duration;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
 /// A client's request, whichever door it came through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +185,12 @@ impl RequestId {
     pub fn of(idempotency_key: &[u8]) -> RequestId {
         RequestId(xxh3_128(idempotency_key))
     }
+
+    /// The id of one of several writes under one key of the client's choice.
+    pub fn of_part(idempotency_key: &[u8], place: u64) -> RequestId {
+        // Not the seed 0, under which whole requests stand.
+        RequestId(xxh3_128_with_seed(idempotency_key, place + 1))
+    }
 }
 
 impl fmt::Display for RequestId {
@@ -262,6 +268,11 @@ impl Request {
             Request::Put { .. } | Request::Increment { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether its effect depends on what time it is.
+    pub fn needs_time(&self) -> bool {
+        matches!(self, Request::Put { ttl: Some(_), .. } | Request::Idempotent { .. })
     }
 
     /// The key it is about, if it is about one.

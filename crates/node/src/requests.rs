@@ -11,13 +11,15 @@ use crate::message::{Forward, PeerMessage};
 use crate::node::{Node, NodeConfig};
 use crate::replica::{ReadOf, Waiter, WaitingRead};
 use crate::request::{Failure, FailureReason, Reply, Request};
-use flotilla_types::{GroupId, Instant, NodeId, Outcome, PlantedFault};
+use flotilla_types::{GroupId, Instant, Key, NodeId, Outcome, PlantedFault, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
 /// How long a request rests after the node it was sent to knew no leader either.
 const NO_LEADER_PAUSE: Duration = Duration::from_millis(40);
+/// What writes are refused with where there is no room for them.
+const DISK_FULL: &str = "the disk of the shard's leader is full: free some space there, or delete keys";
 /// Bytes of pending writes of one group that a turn may gather before it refuses more.
 const PENDING_BYTES_MAX: usize = 64 << 20;
 
@@ -163,9 +165,18 @@ impl Node {
         self.send(node, PeerMessage::Forward(forward));
     }
 
+    /// What a put of the key would be refused with at this moment, if this node leads its shard and has no room on its disk.
+    pub fn refusal_of_put(&self, key: &Key) -> Option<Failure> {
+        let leads = self.replicas.get(&self.group_of(key)).is_some_and(|replica| replica.is_leader());
+        let is_full = self.log_is_full || self.disk_is_low;
+        (leads && is_full).then(|| Failure::not_applied(FailureReason::DiskFull, DISK_FULL))
+    }
+
     /// Takes a request in at the leader it is meant for.
     fn accept(&mut self, group: GroupId, waiter: Waiter, request: Request, now: Now) {
         let writes_refused = self.unapplied_bytes > self.config.unapplied_bytes_max;
+        let needs_time = request.needs_time();
+        let time_is_known = !needs_time || self.clock(now) > Timestamp(0);
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         match request {
             Request::Get { key } => {
@@ -182,10 +193,13 @@ impl Node {
                         "this shard's copies differ or are damaged, and no majority agrees: writes are refused until an operator decides";
                     return self.refuse(waiter.to, FailureReason::Damaged, detail);
                 }
+                if needs_time && !time_is_known {
+                    let detail = "this node has just started and not heard the clocks of a majority: try again shortly";
+                    return self.refuse(waiter.to, FailureReason::NoQuorum, detail);
+                }
                 if self.log_is_full || (self.disk_is_low && request.needs_room()) {
                     self.stats.refused += 1;
-                    let detail = "the disk of the shard's leader is full: free some space there, or delete keys";
-                    return self.refuse(waiter.to, FailureReason::DiskFull, detail);
+                    return self.refuse(waiter.to, FailureReason::DiskFull, DISK_FULL);
                 }
                 if writes_refused || replica.pending_bytes > PENDING_BYTES_MAX {
                     self.stats.refused += 1;

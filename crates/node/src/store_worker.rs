@@ -22,6 +22,8 @@ pub struct StoreWorker<S: StateStore> {
     sending: BTreeMap<u64, SnapshotReader<S::View>>,
     /// A planted fault.
     table_not_in_snapshot: bool,
+    /// Found while doing a job, to be told besides what came of it.
+    damage: Option<StoreEvent>,
 }
 
 impl<S: StateStore> StoreWorker<S> {
@@ -38,7 +40,7 @@ impl<S: StateStore> StoreWorker<S> {
             ..StateMachineFaults::default()
         };
         let (applier, states) = Applier::open(store, faults)?;
-        Ok((StoreWorker { applier, sending: BTreeMap::new(), table_not_in_snapshot: faults.table_not_in_snapshot }, states))
+        Ok((StoreWorker { applier, sending: BTreeMap::new(), table_not_in_snapshot: faults.table_not_in_snapshot, damage: None }, states))
     }
 
     /// The store underneath, for reads.
@@ -59,6 +61,11 @@ impl<S: StateStore> StoreWorker<S> {
             replica.is_lost = true;
             recovered.damage.push(Damage { replicas: vec![*key], file: "store".to_owned(), offset: 0, reason: detail.clone() });
         }
+    }
+
+    /// Damage that the last job met without failing.
+    pub fn take_damage(&mut self) -> Option<StoreEvent> {
+        self.damage.take()
     }
 
     /// Does one job; gives what the node is to be told.
@@ -137,8 +144,11 @@ impl<S: StateStore> StoreWorker<S> {
         let Some(reader) = self.sending.get_mut(&transfer) else { return Ok(None) };
         let chunk = match reader.next_chunk(bytes_max) {
             Ok(chunk) => chunk,
-            // Damage is not passed on; the transfer ends, and applying or reading will name it.
-            Err(StoreError::Damaged(_)) => None,
+            // Damage is not passed on.
+            Err(StoreError::Damaged(detail)) => {
+                self.damage = Some(StoreEvent::Damaged { replica, detail });
+                None
+            }
             Err(error) => return Err(error.into()),
         };
         let Some(bytes) = chunk else {
@@ -172,8 +182,14 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Runs a point read, on any thread.
-pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> Reply {
+/// Runs a point read, on any thread. What the node must be told besides: that rows are damaged.
+pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> (Reply, Option<StoreEvent>) {
+    let mut damage = None;
+    let reply = read_reply(store, job, &mut damage);
+    (reply, damage)
+}
+
+fn read_reply<S: StateStore>(store: &S, job: &ReadJob, damage: &mut Option<StoreEvent>) -> Reply {
     let found = read::get(store, job.replica, job.generation, &job.key);
     // What is missing may have been swept, if a snapshot or a move has overtaken this read.
     if !matches!(found, Ok(Some(_))) && matches!(read::is_in_force(store, job.replica, job.generation), Ok(false)) {
@@ -185,6 +201,9 @@ pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> Reply {
         Ok(None) => Reply::Absent,
         Err(error) => {
             let detail = format!("reading {} from {}: {}", job.key, job.replica, describe(&error));
+            if let read::ReadError::Store(StoreError::Damaged(_)) = error {
+                *damage = Some(StoreEvent::Damaged { replica: job.replica, detail: detail.clone() });
+            }
             return Reply::Failed(Failure::not_applied(FailureReason::Damaged, detail));
         }
     };

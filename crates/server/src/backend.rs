@@ -4,13 +4,17 @@ use crate::handle::NodeHandle;
 use crate::http::Backend;
 use crate::metrics::{Exposition, write_node_metrics};
 use flotilla_node::Location;
-use flotilla_node::request::{Reply, Request};
+use flotilla_node::request::{Failure, Reply, Request};
 use flotilla_types::Key;
 use std::time::Duration;
 
 impl Backend for NodeHandle {
     async fn request(&self, request: Request, timeout: Duration) -> Reply {
         NodeHandle::request(self, request, timeout).await
+    }
+
+    fn refusal_of_put(&self, key: &Key) -> Option<Failure> {
+        self.with_node(|node| node.refusal_of_put(key))
     }
 
     fn locate(&self, key: &Key) -> Location {

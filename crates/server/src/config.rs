@@ -148,7 +148,7 @@ impl Default for Limits {
             value_bytes_max: ByteSize(8 << 20),
             requests_max: 16_384,
             request_bytes_max: ByteSize(256 << 20),
-            http_connections_max: 4096,
+            http_connections_max: 16_384,
             unapplied_bytes_max: ByteSize(64 << 20),
             log_bytes_max: ByteSize(512 << 20),
             link_bytes_max: ByteSize(64 << 20),

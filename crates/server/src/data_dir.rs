@@ -4,6 +4,8 @@
 //! DIR/flotilla-data   one line: what this is and its format; written once, before anything else
 //! DIR/log/            the Raft log, the node's identity in it; its LOCK keeps a second process out
 //! DIR/store/          the state store
+//! DIR/store-suspect   why the store failed when it was last used; it is verified whole before it is used again
+//! DIR/store-damaged/  a store that was given up, until what lay in it is on its way from the other nodes
 //! ```
 
 use flotilla_types::Rng;
@@ -80,6 +82,43 @@ impl DataDir {
         Ok(DataDir { path: path.to_owned() })
     }
 
+    /// Where a data-dir's marker lies.
+    pub fn marker(path: &Path) -> PathBuf {
+        path.join(MARKER)
+    }
+
+    /// What stands in it.
+    pub fn marker_content() -> String {
+        format!("{MARKER_START}{FORMAT}\n")
+    }
+
+    /// What is remembered of a store that failed.
+    pub fn suspect(&self) -> Suspect {
+        Suspect { path: self.path.join("store-suspect") }
+    }
+
+    /// Puts the damaged store aside, durably: the next one begins empty.
+    ///
+    /// # Errors
+    /// If the file system says no.
+    pub fn put_store_aside(&self) -> io::Result<()> {
+        self.remove_store_aside()?;
+        fs::rename(self.store(), self.aside())?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Removes the store that was put aside, if there is one.
+    ///
+    /// # Errors
+    /// If the file system says no.
+    pub fn remove_store_aside(&self) -> io::Result<()> {
+        ignore_absent(fs::remove_dir_all(self.aside()))
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.path.join("store-damaged")
+    }
+
     /// The Raft log's folder.
     pub fn log(&self) -> PathBuf {
         self.path.join("log")
@@ -93,6 +132,46 @@ impl DataDir {
     /// The data-dir itself.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// A note in the data-dir that the store failed while it was used: a block that cannot be read may be one that the
+/// engine meets again whenever it merges tables, so it must be looked for before that.
+#[derive(Clone, Debug)]
+pub struct Suspect {
+    path: PathBuf,
+}
+
+impl Suspect {
+    /// Leaves the note. Failing to is no reason to do anything else: the next start fails as this one did.
+    pub fn note(&self, reason: &str) {
+        let written = File::create(&self.path).and_then(|mut file| {
+            file.write_all(reason.as_bytes())?;
+            file.sync_all()
+        });
+        if let Err(error) = written {
+            tracing::warn!("cannot write {}: {error}", self.path.display());
+        }
+    }
+
+    /// What was noted.
+    pub fn reason(&self) -> Option<String> {
+        fs::read(&self.path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The store was verified, or is gone.
+    ///
+    /// # Errors
+    /// If the file system says no.
+    pub fn clear(&self) -> io::Result<()> {
+        ignore_absent(fs::remove_file(&self.path))
+    }
+}
+
+fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 
@@ -123,7 +202,7 @@ fn temporary(marker: &Path) -> PathBuf {
 fn write_marker(path: &Path, marker: &Path) -> io::Result<()> {
     let temporary = temporary(marker);
     let mut file = File::create(&temporary)?;
-    file.write_all(format!("{MARKER_START}{FORMAT}\n").as_bytes())?;
+    file.write_all(DataDir::marker_content().as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, marker)?;
     File::open(path)?.sync_all()?;

@@ -6,6 +6,7 @@
 //! write is under way they go on gathering for the next one, for a moment at most: a turn that cannot
 //! be made durable yet would only cost a write, wake-ups and frames of its own.
 
+use crate::answer_bytes::AnswerBytes;
 use crate::disk_room::DiskRoom;
 use crate::handle::{NodeHandle, Shared};
 use crate::mailbox::Report;
@@ -39,6 +40,7 @@ pub(crate) struct Driver<S> {
     store: StoreThread,
     readers: Readers<S>,
     room: DiskRoom,
+    answers: AnswerBytes,
     /// Kept between turns for their memory.
     reports: Vec<Report>,
     events: VecDeque<Event>,
@@ -49,13 +51,21 @@ pub(crate) struct Driver<S> {
 
 impl<S: StateStore> Driver<S> {
     /// A loop that has not turned yet.
-    pub(crate) fn new(handle: &NodeHandle, log: LogThread, store: StoreThread, readers: Readers<S>, room: DiskRoom) -> Driver<S> {
+    pub(crate) fn new(
+        handle: &NodeHandle,
+        log: LogThread,
+        store: StoreThread,
+        readers: Readers<S>,
+        room: DiskRoom,
+        answers: AnswerBytes,
+    ) -> Driver<S> {
         Driver {
             shared: Rc::clone(&handle.0),
             log,
             store,
             readers,
             room,
+            answers,
             reports: Vec::new(),
             events: VecDeque::new(),
             log_sent: 0,
@@ -173,13 +183,17 @@ impl<S: StateStore> Driver<S> {
         if !replies.is_empty() {
             let mut tickets = self.shared.tickets.borrow_mut();
             for (ticket, reply) in replies {
-                tickets.answer(ticket, reply);
+                // What another node read for a client of this one is held by this one.
+                tickets.answer(ticket, self.answers.hold_reply(reply));
             }
         }
         for read in reads {
             let to = read.to;
             match self.readers.run(read) {
-                Some(reply) => {
+                Some((reply, damage)) => {
+                    if let Some(damage) = damage {
+                        self.shared.inbox.push(Event::Store(damage));
+                    }
                     self.shared.count(|stats| stats.reads_inline += 1);
                     self.deliver(to, reply);
                 }

@@ -8,6 +8,7 @@
 //! - [`peer`]: links to other nodes; [`http`]: the HTTP door; [`metrics`]: their numbers.
 #![allow(clippy::disallowed_methods, reason = "the real world: its clocks, files and threads are what this is about")]
 
+mod answer_bytes;
 mod backend;
 pub mod clock;
 pub mod config;

@@ -1,11 +1,13 @@
 //! Starting a node, running it and ending it. Start-up reads top to bottom as the list of its parts.
 
+use crate::answer_bytes::AnswerBytes;
 use crate::clock::Clock;
 use crate::config::{Limits, ServerConfig};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::disk_room::DiskRoom;
 use crate::driver::Driver;
 use crate::error::chain;
+use crate::file_limit;
 use crate::handle::{DoorLimits, DriverStats, NodeHandle, Shared};
 use crate::http::{self, HttpOptions};
 use crate::join::{self, JoinError};
@@ -13,16 +15,20 @@ use crate::mailbox::{Inbox, Mailbox};
 use crate::peer::{self, LinkOptions, Links};
 use crate::threads::{LogThread, Readers, StoreThread};
 use flotilla_node::boot::{self, Identity};
+use flotilla_node::check::others_suffice;
 use flotilla_node::control::{Formats, NodeProfile};
 use flotilla_node::event::Event;
 use flotilla_node::request::{JoinRequest, Reply, Request};
+use flotilla_node::state_machine::{ApplyError, ReplicaState};
 use flotilla_node::store_worker::StoreWorker;
 use flotilla_node::{Node, NodeConfig, StartError};
 use flotilla_storage::disk::{DiskError, FileDisk};
 use flotilla_storage::log::{LogBatch, LogError, LogOptions, RaftLog, Recovered};
+use flotilla_storage::store::engine_files::Depth;
 use flotilla_storage::store::{EngineOptions, EngineStore, StoreError};
-use flotilla_types::{ClusterId, NodeId};
+use flotilla_types::{ClusterId, NodeId, ReplicaKey};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -155,9 +161,16 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let clock = Clock::default();
 
     let data_dir = DataDir::open(&config.data_dir)?;
-    let member = become_member(&config, &data_dir, profile, &mut rng).await?;
-    let store = open_store(&config.limits, &data_dir)?;
-    let (worker, states) = StoreWorker::open(store.clone(), None).map_err(|error| ServerError::Store(chain(&error)))?;
+    let mut member = become_member(&config, &data_dir, profile, &mut rng).await?;
+    let (worker, states) = match open_store(&config.limits, &data_dir) {
+        Err(StoreError::Damaged(damage)) => {
+            give_up_store(&config, &data_dir, &mut member, profile, &damage).await?;
+            open_store(&config.limits, &data_dir)
+        }
+        opened => opened,
+    }
+    .map_err(|error| ServerError::Store(chain(&error)))?;
+    let store = worker.store().clone();
 
     let Member { log, recovered, identity, birth } = member;
     let cluster = identity.cluster.expect("a member has a cluster");
@@ -166,14 +179,20 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let node = Node::start(node_config(&config.limits), identity, recovered, states, rng.fork(), clock.now())
         .map_err(|reason| ServerError::Start { path: data_dir.path().display().to_string(), reason })?;
 
+    // From here on the log, not the old store, says what is to be done.
+    if let Err(error) = data_dir.remove_store_aside() {
+        tracing::warn!("cannot remove the store that was given up: {error}");
+    }
+
     let wake = Arc::new(Notify::new());
     let inbox = Rc::new(Inbox::new(Arc::clone(&wake)));
     let mailbox = Arc::new(Mailbox::new(wake));
     let link_options = LinkOptions { buffer_bytes_max: config.limits.link_bytes_max, ..LinkOptions::new(started.node, cluster) };
     let links = Links::new(link_options, Rc::clone(&inbox), rng.fork());
-    let readers = Readers::start(store, &mailbox);
+    let answers = AnswerBytes::new(usize_of(config.limits.request_bytes_max.0));
+    let readers = Readers::start(store, &mailbox, answers.clone());
     let log = LogThread::start(log, clock, Arc::clone(&mailbox));
-    let store = StoreThread::start(worker, clock, Arc::clone(&mailbox));
+    let store = StoreThread::start(worker, data_dir.suspect(), clock, Arc::clone(&mailbox));
     let handle = NodeHandle(Rc::new(Shared {
         node: RefCell::new(node),
         inbox,
@@ -189,7 +208,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         since: SystemTime::now(),
         store_cache_bytes_max: config.limits.store_cache_bytes.0,
     }));
-    let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()));
+    let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()), answers);
 
     let listening = tokio::task::spawn_local(peer::listen(links.clone(), peer_listener));
     let (close_door, door_closes) = oneshot::channel::<()>();
@@ -233,7 +252,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
 /// As [`run`].
 pub fn serve_blocking(config: ServerConfig, on_started: impl FnOnce(&Started)) -> Result<(), ServerError> {
     crate::shutdown::end_on_panic();
-    crate::file_limit::raise();
+    file_limit::raise();
     let failed = |attempted| move |source| ServerError::System { attempted, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -341,9 +360,64 @@ fn open_log(limits: &Limits, data_dir: &DataDir) -> Result<(RaftLog<FileDisk>, R
     })
 }
 
-fn open_store(limits: &Limits, data_dir: &DataDir) -> Result<EngineStore, ServerError> {
+fn open_store(limits: &Limits, data_dir: &DataDir) -> Result<(StoreWorker<EngineStore>, BTreeMap<ReplicaKey, ReplicaState>), StoreError> {
+    if let Some(reason) = data_dir.suspect().reason() {
+        tracing::warn!("the store failed when it was last used ({reason}): all of it is verified now");
+        EngineStore::verify(&data_dir.store(), Depth::All)?;
+    }
     let options = EngineOptions { cache_bytes: limits.store_cache_bytes, ..EngineOptions::default() };
-    EngineStore::open(&data_dir.store(), options).map_err(|error: StoreError| ServerError::Store(chain(&error)))
+    let store = EngineStore::open(&data_dir.store(), options)?;
+    let opened = StoreWorker::open(store, None).map_err(|error| match error {
+        ApplyError::Store(error) => error,
+        ApplyError::FailedBefore => unreachable!("nothing was done yet"),
+    })?;
+    if let Err(error) = data_dir.suspect().clear() {
+        tracing::warn!("cannot remove what is noted of a store that is whole: {error}");
+    }
+    Ok(opened)
+}
+
+/// Puts a damaged store aside, if other nodes hold enough of everything in it: the replicas whose rows are gone
+/// are then re-seeded under new ids, as any that is damaged (docs/decisions/0012). What this node remembers of the cluster
+/// may lie in that very store and be out of date elsewhere, so the others are asked first.
+async fn give_up_store(
+    config: &ServerConfig,
+    data_dir: &DataDir,
+    member: &mut Member,
+    profile: impl Fn(&str) -> NodeProfile,
+    damage: &str,
+) -> Result<(), ServerError> {
+    let refused = |why: String| ServerError::Store(format!("it is damaged ({damage}), and {why}"));
+    let known = member.identity.last_control().map_err(|error| refused(format!("the node's identity cannot be read: {error}")))?;
+    let others = known.iter().flat_map(|state| &state.nodes).filter(|(node, _)| **node != member.identity.node);
+    let mut targets = config.join.clone();
+    for address in others.filter_map(|(_, record)| record.profile.http.as_ref()) {
+        if !targets.contains(address) {
+            targets.push(address.clone());
+        }
+    }
+    if targets.is_empty() {
+        return Err(refused("no other node has copies: restore the data-dir, or a backup".to_owned()));
+    }
+    tracing::error!("the state store is damaged: {damage}; the other nodes are asked whether they have all of it");
+    let request = join_request(member.identity.node, profile(&member.identity.name), false);
+    let state = join::join(&targets, &request, join::JOIN_TIME_MAX)
+        .await
+        .map_err(|error| refused(format!("the other nodes, which may have copies, cannot be asked: {error}; start this node again")))?;
+    for key in member.recovered.replicas.keys() {
+        if !others_suffice(&state, member.identity.node, *key) {
+            return Err(refused(format!("{key} has no other copies to be replaced from: restore the data-dir, or a backup")));
+        }
+    }
+    let (identity, batch) = boot::joined(member.identity.clone(), &state);
+    write(&mut member.log, &batch)?;
+    member.identity = identity;
+    data_dir
+        .put_store_aside()
+        .and_then(|()| data_dir.suspect().clear())
+        .map_err(|source| ServerError::System { attempted: "put the damaged state store aside", source })?;
+    tracing::error!("the damaged state store is given up; its replicas are re-seeded from the other nodes");
+    Ok(())
 }
 
 fn write(log: &mut RaftLog<FileDisk>, batch: &LogBatch) -> Result<(), ServerError> {
@@ -422,8 +496,9 @@ fn node_config(limits: &Limits) -> NodeConfig {
 fn http_options(limits: &Limits) -> HttpOptions {
     HttpOptions {
         value_bytes_max: usize_of(limits.value_bytes_max.0),
-        connections_max: limits.http_connections_max,
+        connections_max: file_limit::for_connections(limits.http_connections_max),
         body_bytes_max: usize_of(limits.request_bytes_max.0),
+        answer_bytes_max: usize_of(limits.request_bytes_max.0),
         drain_timeout: DRAIN_TIME_MAX,
         ..HttpOptions::default()
     }

@@ -108,8 +108,9 @@ impl Host {
 
 impl Running {
     /// What the apply thread's last job came to.
-    pub fn finish_store_job(&mut self) -> Option<StoreEvent> {
-        let job = self.store_busy.take()?;
-        self.worker.run(job)
+    pub fn finish_store_job(&mut self) -> Vec<StoreEvent> {
+        let Some(job) = self.store_busy.take() else { return Vec::new() };
+        let event = self.worker.run(job);
+        event.into_iter().chain(self.worker.take_damage()).collect()
     }
 }

@@ -11,6 +11,7 @@ use crate::verdict;
 use crate::world::{Happening, Waiting, World};
 use bytes::{Bytes, BytesMut};
 use flotilla_node::boot::{self, Identity};
+use flotilla_node::check;
 use flotilla_node::control::{ControlState, Formats, NodeProfile};
 use flotilla_node::scan::ScanJob;
 use flotilla_node::state_machine::ReplicaState;
@@ -96,6 +97,14 @@ impl World {
             Err(error) => return self.cannot_start(number, &error.to_string()),
         };
         worker.mark_damaged(&mut recovered);
+        if !self.hosts[number].damaged {
+            // A node heals from this, which must not hide that nobody damaged anything.
+            let whole = recovered.replicas.iter().filter(|(_, replica)| !replica.is_lost);
+            let states = whole.filter_map(|(key, replica)| Some((key, check::contradiction(replica, Some(states.get(key)?))?)));
+            if let Some((key, why)) = states.into_iter().next() {
+                return self.cannot_start(number, &format!("{key}: {why}"));
+            }
+        }
         let rng = self.chance.machines.fork();
         let node = match Node::start(self.scenario.node.clone(), identity, recovered, states, rng, now) {
             Ok(node) => node,
@@ -475,7 +484,7 @@ impl World {
         let store = host.store.clone();
         let Some(running) = host.running() else { return };
         let applies = matches!(running.store_busy, Some(StoreJob::Apply(_)));
-        if let Some(event) = running.finish_store_job() {
+        for event in running.finish_store_job() {
             if let (true, StoreEvent::Applied(groups)) = (applies, &event) {
                 let replicas: Vec<ReplicaKey> = groups.iter().map(|group| group.replica).collect();
                 replicas.into_iter().for_each(|replica| self.observe_hash(&store, replica));
@@ -512,7 +521,10 @@ impl World {
             let (at, life) = (host.paused_until, host.life);
             return self.queue.push(at, Happening::Read(number, life, job));
         }
-        let reply = run_read(&host.store, &job);
+        let (reply, damage) = run_read(&host.store, &job);
+        if let Some(damage) = damage {
+            self.give(number, Event::Store(damage));
+        }
         match job.to {
             ReplyTo::Local(ticket) => {
                 let after = Duration::from_micros(self.chance.clients.between(20, 400));

@@ -3,3 +3,4 @@
 pub mod disk;
 pub mod log;
 pub mod store;
+pub mod verify;

@@ -20,7 +20,12 @@ pub fn decode_key(path: &str) -> Result<Key, Problem> {
     if path.len() > 3 * KEY_BYTES_MAX {
         return Err(too_long(path.len() / 3));
     }
-    Key::new(percent_decode(path.as_bytes(), false)?).map_err(|error| match error {
+    key_of(percent_decode(path.as_bytes(), false)?)
+}
+
+/// The key of these bytes.
+pub(super) fn key_of(bytes: Vec<u8>) -> Result<Key, Problem> {
+    Key::new(bytes).map_err(|error| match error {
         KeyError::Empty => Problem::new(ErrorCode::KeyEmpty, error.to_string()),
         KeyError::TooLong(length) => too_long(length),
     })

@@ -149,7 +149,8 @@ pub fn error_line(problem: &Problem) -> Vec<u8> {
     [&b"{\"error\":"[..], problem.to_json().trim_ascii_end(), b"}\n"].concat()
 }
 
-fn write_bytes_field(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+/// Appends `"name":"..."`, or `"name_b64":"..."` if the bytes are not UTF-8.
+pub(super) fn write_bytes_field(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
     out.push(b'"');
     out.extend_from_slice(name.as_bytes());
     match std::str::from_utf8(bytes) {

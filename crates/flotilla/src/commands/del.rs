@@ -1,6 +1,6 @@
 //! `flotilla del KEY`: deletes a key and says whether it was there.
 
-use super::{CommandError, Target, print_line};
+use super::{CommandError, Target, print, print_line};
 use anyhow::Context;
 use clap::Args;
 use flotilla::client::Ask;
@@ -14,6 +14,9 @@ pub(crate) struct DelArgs {
     /// Delete only if this is the key's version.
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
+    /// Print the server's answer, JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -25,6 +28,10 @@ impl DelArgs {
             ask = ask.header("if-match", format!("\"{version}\""));
         }
         let answer = self.target.send(&ask).await?;
+        if self.json {
+            print(&answer.body)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let document: serde_json::Value = serde_json::from_slice(&answer.body).context("the server's answer")?;
         print_line(if document["deleted"] == true { "deleted" } else { "no such key" })?;
         Ok(ExitCode::SUCCESS)

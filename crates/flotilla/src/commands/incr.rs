@@ -1,6 +1,6 @@
 //! `flotilla incr KEY [--by N]`: adds to the integer that a key holds and prints the sum.
 
-use super::{CommandError, Target, print_line};
+use super::{CommandError, Target, print, print_line};
 use anyhow::Context;
 use clap::Args;
 use flotilla::client::Ask;
@@ -17,6 +17,9 @@ pub(crate) struct IncrArgs {
     /// Add only if this is the key's version.
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
+    /// Print the server's answer, JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -30,6 +33,10 @@ impl IncrArgs {
             ask = ask.header("if-match", format!("\"{version}\""));
         }
         let answer = self.target.send(&ask).await?;
+        if self.json {
+            print(&answer.body)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let document: serde_json::Value = serde_json::from_slice(&answer.body).context("the server's answer")?;
         print_line(&document["value"].as_i64().context("the server gave no value")?.to_string())?;
         Ok(ExitCode::SUCCESS)

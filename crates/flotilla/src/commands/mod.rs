@@ -1,14 +1,18 @@
 //! The commands, one file each, and what they share: endpoints, output, errors.
 
 mod bench;
+mod check;
 mod cluster;
 mod del;
 mod demo;
 mod export;
 mod get;
+mod help;
+mod import;
 mod incr;
 mod not_built;
 mod put;
+mod resume;
 mod scan;
 mod serve;
 
@@ -40,10 +44,18 @@ pub(crate) enum Command {
     Scan(scan::ScanArgs),
     /// Write all keys and values to a file or standard output, a JSON object a line.
     Export(export::ExportArgs),
+    /// Write keys and values from lines as `export` writes them; goes on where it was interrupted.
+    Import(import::ImportArgs),
     /// Look at the cluster: nodes, shards, where a key lies.
     Cluster(cluster::ClusterArgs),
+    /// Verify every checksum and invariant of the data-dir of a node that does not run.
+    Check(check::CheckArgs),
     /// Generate load and print latency percentiles.
     Bench(Box<bench::BenchArgs>),
+    /// Print the manual of a command, or its manual page.
+    Help(help::HelpArgs),
+    /// Print a shell's completions of this command line.
+    Completions(help::CompletionsArgs),
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }
@@ -79,7 +91,11 @@ impl Command {
             Command::Incr(args) => block_on(args.run()),
             Command::Scan(args) => block_on(args.run()),
             Command::Export(args) => block_on(args.run()),
+            Command::Import(args) => block_on(args.run()),
+            Command::Help(args) => args.run(),
+            Command::Completions(args) => args.run(),
             Command::Cluster(args) => block_on(args.run()),
+            Command::Check(args) => args.run(),
             Command::Bench(args) => block_on(args.run()),
             Command::Other(words) => Err(not_built::refuse(&words)),
         }
@@ -115,7 +131,8 @@ impl Target {
 }
 
 fn block_on<F: Future<Output = Result<ExitCode, CommandError>>>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no failure.

@@ -4,7 +4,7 @@ use super::CommandError;
 use std::ffi::OsString;
 
 /// Below `flotilla`.
-const NOT_BUILT: &[&str] = &["watch", "txn", "backup", "restore", "import", "check"];
+const NOT_BUILT: &[&str] = &["watch", "txn", "backup", "restore"];
 
 /// The same below `flotilla cluster`.
 const CLUSTER_NOT_BUILT: &[&str] = &["remove", "drain", "replace", "rebalance", "recover"];

@@ -1,6 +1,6 @@
 //! `flotilla put KEY VALUE`: writes a key and prints the version it has now.
 
-use super::{CommandError, Target, print_line};
+use super::{CommandError, Target, print, print_line};
 use anyhow::Context;
 use clap::Args;
 use flotilla::client::Ask;
@@ -31,6 +31,9 @@ pub(crate) struct PutArgs {
     /// How long the key has the value, such as 30s, 5m, 2h or 7d; then it is gone. For ever if this is left out.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     ttl: Option<Duration>,
+    /// Print the server's answer, JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -58,8 +61,11 @@ impl PutArgs {
             ask = ask.header("if-none-match", "*");
         }
         let answer = self.target.send(&ask).await?;
-        let version = answer.headers.get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'));
-        print_line(version.context("the server gave no version")?)?;
+        if self.json {
+            print(&answer.body)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        print_line(&answer.version().context("the server gave no version")?.to_string())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -3,7 +3,8 @@
 
 use super::{CommandError, Target};
 use clap::Args;
-use flotilla::scan::{Item, Scan, ScanRequest};
+use flotilla::lines::Item;
+use flotilla::scan::{Scan, ScanRequest};
 use flotilla::text::escape_line;
 use std::ffi::OsString;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write};

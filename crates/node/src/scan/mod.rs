@@ -107,7 +107,7 @@ pub struct ScanJob {
 }
 
 /// What came of a [`ScanJob`]: what was read, and the groups whose replica was replaced meanwhile.
-pub type Scanned = Result<(ScanChunk, Vec<GroupId>), Failure>;
+pub type Scanned = Result<(ScanChunk, Vec<GroupId>), (Failure, Option<ReplicaKey>)>;
 
 impl ScanItem {
     /// How much memory it counts for.

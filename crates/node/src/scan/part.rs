@@ -94,6 +94,12 @@ impl Node {
     pub(crate) fn handle_scanned(&mut self, part: u64, scanned: Scanned, now: Now) {
         let Some(serving) = self.scans.serving.remove(&part) else { return };
         let (node, number) = serving.asker;
+        let scanned = scanned.map_err(|(failure, damaged)| {
+            if let Some(replica) = damaged {
+                self.handle_damaged_rows(replica, failure.detail.clone());
+            }
+            failure
+        });
         let answer = scanned.map(|(chunk, gone)| {
             let gone = gone.into_iter().map(|group| (group, None));
             ScanPart { chunk, refused: serving.refused.into_iter().chain(gone).collect() }

@@ -193,6 +193,8 @@ pub struct Applier<S: StateStore> {
     pub(super) sweep_from: Option<((ReplicaKey, u32), Bytes)>,
     /// Views taken at scrubs' marks.
     pub(super) scrubs: BTreeMap<ReplicaKey, Scrub<S::View>>,
+    /// Dead generations of which a row cannot be read.
+    pub(super) unsweepable: BTreeSet<(ReplicaKey, u32)>,
     pub(super) failed: bool,
     damaged: Vec<(ReplicaKey, String)>,
     writer: RowWriter,
@@ -268,6 +270,7 @@ impl<S: StateStore> Applier<S> {
             installing: BTreeMap::new(),
             sweep_from: None,
             scrubs: BTreeMap::new(),
+            unsweepable: BTreeSet::new(),
             failed: false,
             damaged,
             writer: RowWriter::default(),

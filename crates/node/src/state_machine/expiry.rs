@@ -24,7 +24,7 @@ const FOUND_BYTES_MAX: usize = 4 << 20;
 const DEADLINE_BYTES: usize = 8;
 
 /// A place in the index.
-type Place = (Timestamp, Key);
+pub(super) type Place = (Timestamp, Key);
 
 /// How far the index was gone through. Invariant: no deadline lies before `from` unless it is in `found`.
 #[derive(Debug, Default)]
@@ -155,8 +155,21 @@ impl Live {
     }
 }
 
+/// What the index holds of a key, to be compared.
+pub(super) fn index_row(deadline: Timestamp, key: &Key, value_bytes: u32) -> Vec<u8> {
+    let mut row = index_rest(deadline, key);
+    row.extend_from_slice(&value_bytes.to_le_bytes());
+    row
+}
+
+/// A row of the index: deadline, key, and the length of the key's value.
+pub(super) fn read_index_row(relative_key: &[u8], row: &[u8]) -> Result<(Timestamp, Key, u32), StoreError> {
+    let ((deadline, key), value_bytes) = read_row(relative_key, row)?;
+    Ok((deadline, key, value_bytes as u32))
+}
+
 /// An index row's place, and the length of the key's value.
-fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(Place, usize), StoreError> {
+pub(super) fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(Place, usize), StoreError> {
     let body = layout::verify(relative_key, row)?;
     let wrong = || StoreError::Damaged(format!("the row \"{}\" is none of the index of deadlines", relative_key.escape_ascii()));
     let (deadline, key) = relative_key[1..].split_first_chunk::<DEADLINE_BYTES>().ok_or_else(wrong)?;

@@ -302,17 +302,23 @@ impl<S: StateStore> Applier<S> {
         self.installing.remove(&(replica, generation));
     }
 
-    /// Deletes up to `rows_max` rows of dead generations; gives whether there are more.
+    /// Deletes up to `rows_max` rows of dead generations; gives whether there are more. A generation with
+    /// damaged rows is left as it is.
     ///
     /// # Errors
     /// If the store fails.
     pub fn sweep(&mut self, rows_max: usize) -> Result<bool, ApplyError> {
         self.check()?;
-        let Some(generation) = self.dead.iter().find(|g| !self.installing.contains_key(g)).copied() else {
-            return Ok(false);
-        };
+        let Some(generation) = self.next_to_sweep() else { return Ok(false) };
         let resumed = self.sweep_from.take().filter(|(swept, _)| *swept == generation).map(|(_, from)| from);
-        let rows = self.rows_of(generation, resumed.as_deref(), rows_max)?;
+        let rows = match self.rows_of(generation, resumed.as_deref(), rows_max) {
+            // Nobody asks for these rows. They stay until the store is made anew.
+            Err(StoreError::Damaged(_)) => {
+                self.unsweepable.insert(generation);
+                return Ok(self.next_to_sweep().is_some());
+            }
+            rows => rows?,
+        };
         let mut batch = WriteBatch::with_capacity(rows.len() + 1);
         let last = rows.last().cloned();
         let done = rows.len() < rows_max.max(1);
@@ -324,7 +330,11 @@ impl<S: StateStore> Applier<S> {
             self.sweep_from = last.map(|key| (generation, key));
         }
         self.write(batch)?;
-        Ok(self.dead.iter().any(|g| !self.installing.contains_key(g)))
+        Ok(self.next_to_sweep().is_some())
+    }
+
+    fn next_to_sweep(&self) -> Option<(ReplicaKey, u32)> {
+        self.dead.iter().find(|g| !self.installing.contains_key(g) && !self.unsweepable.contains(g)).copied()
     }
 
     /// Up to `count` row keys of a generation, from one on.

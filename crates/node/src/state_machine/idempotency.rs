@@ -34,7 +34,7 @@ pub(super) struct IdempotencyTable {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Record {
+pub(super) struct Record {
     /// Which request it was, apart from its id.
     fingerprint: u128,
     answer: MutationResult,
@@ -124,7 +124,12 @@ fn put_row(
     writer.put_row(prefix, RowKind::Idempotency, &id.0.to_be_bytes(), (&value, &[]), hash)
 }
 
-fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(RequestId, Timestamp, Record), StoreError> {
+/// Whether a row is one that was written.
+pub(super) fn verify_row(relative_key: &[u8], row: &[u8]) -> Result<(), StoreError> {
+    read_row(relative_key, row).map(drop)
+}
+
+pub(super) fn read_row(relative_key: &[u8], row: &[u8]) -> Result<(RequestId, Timestamp, Record), StoreError> {
     let body = layout::verify(relative_key, row)?;
     let damaged = |what: String| StoreError::Damaged(format!("the row \"{}\" {what}", relative_key.escape_ascii()));
     let id = <[u8; 16]>::try_from(&relative_key[1..]).map_err(|_| damaged("has no request id for a key".to_owned()))?;

@@ -7,6 +7,7 @@
 //!   and sweeps; [`rows`] builds the rows and chains the hash over them;
 //! - [`state`]: what a replica knows of itself besides its keys, stored in one row;
 //! - [`read`]: point reads, on any thread;
+//! - [`check`]: whether the rows of a store at rest make sense;
 //! - [`scan`]: ranges of keys in order, likewise; [`scrub`]: all rows at one index, to be compared;
 //! - [`snapshot`]: a replica's rows as a stream of checked chunks, and back.
 //!
@@ -15,7 +16,9 @@
 
 pub mod apply;
 mod change;
+pub mod check;
 pub mod expiry;
+pub(crate) mod fuzzing;
 pub mod generation;
 mod idempotency;
 pub mod mutation;

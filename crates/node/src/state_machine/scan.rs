@@ -27,10 +27,19 @@ const KEY_AT: usize = GENERATION_PREFIX_BYTES + 1;
 /// # Errors
 /// If the store fails or a row is damaged; nothing of it may be used then.
 pub fn run_scan<S: StateStore>(store: &S, job: &ScanJob) -> Scanned {
-    scan(store, job).map_err(|error| Failure::not_applied(FailureReason::Damaged, format!("scanning: {error}")))
+    let mut at = None;
+    scan(store, job, &mut at).map_err(|error| {
+        let failure = Failure::not_applied(FailureReason::Damaged, format!("scanning: {error}"));
+        (failure, at.filter(|_| matches!(error, StoreError::Damaged(_))))
+    })
 }
 
-fn scan<S: StateStore>(store: &S, job: &ScanJob) -> Result<(ScanChunk, Vec<flotilla_types::GroupId>), StoreError> {
+/// `at` is the replica whose rows were read last.
+fn scan<S: StateStore>(
+    store: &S,
+    job: &ScanJob,
+    at: &mut Option<ReplicaKey>,
+) -> Result<(ScanChunk, Vec<flotilla_types::GroupId>), StoreError> {
     let view = store.view()?;
     let ask = &job.ask;
     let rows_ahead = (ask.items_max as usize / job.shards.len().max(1)).max(READ_AHEAD_ROWS_MIN) + 1;
@@ -38,6 +47,7 @@ fn scan<S: StateStore>(store: &S, job: &ScanJob) -> Result<(ScanChunk, Vec<floti
     let mut gone = Vec::new();
     let mut sources: Vec<Source> = Vec::new();
     for (replica, generation) in &job.shards {
+        *at = Some(*replica);
         // In this very view: rows of a generation that is not in force may be swept in part.
         match clock_in_force(&view, *replica, *generation)? {
             Some(clock) => sources.push(Source::new(*replica, *generation, clock, &ask.range)),
@@ -47,6 +57,7 @@ fn scan<S: StateStore>(store: &S, job: &ScanJob) -> Result<(ScanChunk, Vec<floti
     // Keys are not shared between shards.
     let mut next: BTreeMap<Key, usize> = BTreeMap::new();
     for (number, source) in sources.iter_mut().enumerate() {
+        *at = Some(source.replica);
         source.read_ahead(&view, ask.reverse, (rows_ahead, bytes_ahead))?;
         next.extend(source.ahead.front().map(|row| (row.key.clone(), number)));
     }
@@ -62,6 +73,7 @@ fn scan<S: StateStore>(store: &S, job: &ScanJob) -> Result<(ScanChunk, Vec<floti
             break;
         }
         let Some(row) = source.ahead.pop_front() else { continue };
+        *at = Some(source.replica);
         let Row { key, head, inline } = row;
         let value = match (ask.keys_only, head.chunks) {
             (true, _) => None,

@@ -5,7 +5,7 @@
 
 use crate::metrics::Exposition;
 use flotilla_node::Location;
-use flotilla_node::request::{Reply, Request};
+use flotilla_node::request::{Failure, Reply, Request};
 use flotilla_types::Key;
 use std::future::Future;
 use std::time::Duration;
@@ -15,6 +15,12 @@ pub trait Backend: 'static {
     /// Has the node answer a request within `timeout`. The answer always comes, also when time ran
     /// out: the door starts no timer of its own. Dropping the future forgets the answer, not the request.
     fn request(&self, request: Request, timeout: Duration) -> impl Future<Output = Reply>;
+
+    /// What a put of the key would be refused with at this moment, as far as this node can tell without its value: a client
+    /// that asks before it sends (`Expect: 100-continue`) is spared sending it.
+    fn refusal_of_put(&self, _key: &Key) -> Option<Failure> {
+        None
+    }
 
     /// Where a key lives, as this node knows it; no I/O.
     fn locate(&self, key: &Key) -> Location;

@@ -130,6 +130,10 @@ pub(super) async fn read_body(
     if announced.is_some_and(|announced| announced > bytes_max as u64) {
         return Err(too_large(bytes_max));
     }
+    // Before a byte of it is asked for. What is announced is not counted before it comes: announcing costs a client nothing.
+    if announced.is_some_and(|announced| !reservation.would_fit(announced, options.body_bytes_max)) {
+        return Err(too_many());
+    }
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     connection.phase.set(Phase::Body { deadline_ms: door.now_ms.get().saturating_add(timeout_ms) });
     let mut whole = Bytes::new();
@@ -157,7 +161,7 @@ pub(super) async fn read_body(
             return Err(too_large(bytes_max));
         }
         if !reservation.grow(data.len(), options.body_bytes_max) {
-            return Err(Problem::new(ErrorCode::Overloaded, "too many bytes of request bodies are under way on this node"));
+            return Err(too_many());
         }
         if so_far == 0 {
             whole = data;
@@ -183,6 +187,10 @@ pub(super) async fn read_body(
 
 fn too_large(bytes_max: usize) -> Problem {
     Problem::new(ErrorCode::TooLarge, format!("the body is larger than {bytes_max} bytes"))
+}
+
+fn too_many() -> Problem {
+    Problem::new(ErrorCode::Overloaded, "too many bytes of request bodies are under way on this node")
 }
 
 fn stalled(verdict: Verdict) -> Problem {

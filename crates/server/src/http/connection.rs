@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 
 /// Longest head of a request: room for the longest key, encoded, and far more header than anyone sends.
 const HEAD_BYTES_MAX: usize = 80 << 10;
-/// hyper's read buffer, which grows up to this while bodies come in large pieces.
-const READ_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// hyper's buffer holds a whole head. It does not grow beyond what one read gives, which [`DoorStream`] bounds: an idle
+/// connection keeps its buffer.
+const BUFFER_BYTES_MAX: usize = 96 << 10;
 
 /// Serves a connection to its end.
 pub(super) async fn serve_connection<B: Backend>(door: Rc<Door<B>>, socket: TcpStream, registration: Registration) {
@@ -30,7 +31,7 @@ pub(super) async fn serve_connection<B: Backend>(door: Rc<Door<B>>, socket: TcpS
         // A client that has sent all it wants to send may still want the answer (`nc`).
         .half_close(true)
         .max_header_size(HEAD_BYTES_MAX)
-        .max_buf_size(READ_BUFFER_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
         .header_read_timeout(None)
         .serve_connection(stream, service);
     let mut connection = pin!(connection);

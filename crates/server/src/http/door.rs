@@ -6,6 +6,7 @@
 
 use super::door_metrics::DoorMetrics;
 use super::options::HttpOptions;
+use crate::answer_bytes::AnswerBytes;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -17,6 +18,8 @@ pub(super) struct Door<B> {
     pub(super) backend: Rc<B>,
     pub(super) options: HttpOptions,
     pub(super) metrics: DoorMetrics,
+    /// Pages and lines of scans that wait for their clients; values are counted where they are read.
+    pub(super) answers: AnswerBytes,
     pub(super) shared: Rc<DoorState>,
 }
 
@@ -193,6 +196,11 @@ impl Drop for Registration {
 }
 
 impl Reservation {
+    /// Whether there is room for `bytes` more at this moment.
+    pub(super) fn would_fit(&self, bytes: u64, bytes_max: usize) -> bool {
+        self.door.body_bytes.get() as u64 + bytes <= bytes_max as u64
+    }
+
     /// Counts `bytes` more, unless that would pass the bound.
     pub(super) fn grow(&mut self, bytes: usize, bytes_max: usize) -> bool {
         let total = self.door.body_bytes.get() + bytes;

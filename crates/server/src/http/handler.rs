@@ -2,23 +2,25 @@
 
 use super::answer::Answer;
 use super::backend::Backend;
+use super::batch;
 use super::body::{AnswerBody, read_body};
 use super::door::{ConnectionState, Door, Phase, Reservation};
 use super::join;
+use super::openapi;
 use super::route::Route;
 use super::scan;
 use crate::metrics::{self, Exposition, add, increment};
 use bytes::Bytes;
 use flotilla_api::http::{
-    Consistency, LIMIT_MAX, Query, ScanParameters, decode_key, increment_answer, parse_if_match, parse_if_none_match, parse_range,
-    put_answer, wants_lines,
+    Consistency, LIMIT_MAX, Query, ScanParameters, decode_key, increment_answer, parse_batch, parse_if_match, parse_if_none_match,
+    parse_range, put_answer, wants_lines,
 };
 use flotilla_api::{ErrorCode, Problem};
 use flotilla_node::request::{Reply, Request as NodeRequest, RequestId, WriteRefusal};
 use flotilla_types::{Condition, Key, Outcome};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_RANGE, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{ACCEPT, CONTENT_RANGE, EXPECT, HOST, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, ORIGIN};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -46,7 +48,7 @@ pub(super) async fn handle<B: Backend>(
     let (parts, body) = request.into_parts();
     let mut headers = parts.headers;
     let route = Route::of(&parts.method, parts.uri.path());
-    let exchange = Exchange { door: &door, connection: &connection, method: &parts.method, headers: &headers };
+    let exchange = Exchange { door: &door, connection: &connection, method: &parts.method, version: parts.version, headers: &headers };
     let unread = Cell::new(false);
     let mut answer = match exchange.answer(route, parts.uri.query(), body, &unread).await {
         Ok(answer) => answer,
@@ -85,6 +87,7 @@ struct Exchange<'a, B> {
     door: &'a Rc<Door<B>>,
     connection: &'a ConnectionState,
     method: &'a Method,
+    version: Version,
     headers: &'a HeaderMap,
 }
 
@@ -93,12 +96,17 @@ impl<B: Backend> Exchange<'_, B> {
     async fn answer(&self, route: Route<'_>, query: Option<&str>, body: Incoming, unread: &Cell<bool>) -> Result<Answer, Problem> {
         // hyper knows without reading when there is no body.
         unread.set(!hyper::body::Body::is_end_stream(&body));
+        let mut hosts = self.headers.get_all(HOST).into_iter();
+        if (self.version == Version::HTTP_11 && hosts.next().is_none()) || hosts.next().is_some() {
+            // RFC 9112, section 3.2: whoever stands between might have understood another request.
+            return Err(Problem::new(ErrorCode::MalformedRequest, "a request has exactly one Host header"));
+        }
         let query = match (route.parameters(), query) {
             (Some(allowed), Some(_)) => Query::parse(query, allowed)?,
             _ => Query::default(),
         };
         // Silently written once more, or kept for ever, would be worse than refused.
-        let takes_ids = matches!(route, Route::KvPut(_) | Route::KvDelete(_) | Route::KvIncrement(_));
+        let takes_ids = matches!(route, Route::KvPut(_) | Route::KvDelete(_) | Route::KvIncrement(_) | Route::Batch);
         if is_write(self.method) && !takes_ids && self.headers.contains_key(IDEMPOTENCY_KEY) {
             return Err(not_built("the header Idempotency-Key on this route"));
         }
@@ -120,6 +128,11 @@ impl<B: Backend> Exchange<'_, B> {
                     // RFC 9110, section 14.5: a part must not be taken for the whole.
                     return Err(Problem::new(ErrorCode::BadBody, "a PUT with Content-Range is not a whole value"));
                 }
+                if self.headers.contains_key(EXPECT)
+                    && let Some(refusal) = self.door.backend.refusal_of_put(&key)
+                {
+                    return Ok(Answer::failure(refusal));
+                }
                 let began_ms = self.door.shared.now_ms.get();
                 let (value, _reservation) = self.read_body(body, self.door.options.value_bytes_max, timeout).await?;
                 unread.set(false);
@@ -139,7 +152,7 @@ impl<B: Backend> Exchange<'_, B> {
                 if wants_lines(accept) {
                     return Ok(scan::lines(self.door, ScanParameters::parse(&query, u32::MAX)?, timeout).await);
                 }
-                Ok(scan::page(&*self.door.backend, ScanParameters::parse(&query, LIMIT_MAX)?, timeout).await)
+                Ok(scan::page(self.door, ScanParameters::parse(&query, LIMIT_MAX)?, timeout).await)
             }
             Route::DeleteRange => {
                 let (range, timeout) = (parse_range(&query)?.ok_or_else(scan::unbounded)?, query.timeout()?);
@@ -158,6 +171,22 @@ impl<B: Backend> Exchange<'_, B> {
                 }
                 let increment = NodeRequest::Increment { key: key.clone(), by, condition }.once(id);
                 Ok(write_answer(self.door.backend.request(increment, timeout).await, &key))
+            }
+            Route::Batch => {
+                self.check_origin()?;
+                let (id, timeout) = (self.idempotency_key()?, query.timeout()?);
+                if !self.condition()?.is_always() {
+                    return Err(Problem::new(ErrorCode::BadCondition, "a batch has its conditions in its operations: if_version"));
+                }
+                let value_bytes_max = self.door.options.value_bytes_max;
+                let began_ms = self.door.shared.now_ms.get();
+                // A value of full length in base64 fits in with room to spare.
+                let (json, _reservation) = self.read_body(body, 2 * value_bytes_max, timeout).await?;
+                unread.set(false);
+                let ops = parse_batch(&json, value_bytes_max)?;
+                drop(json);
+                let timeout = self.rest_of(timeout, began_ms)?;
+                Ok(batch::run(&self.door.backend, ops, id.map(Bytes::copy_from_slice), timeout).await)
             }
             Route::Cluster => {
                 let reply = self.door.backend.request(NodeRequest::ClusterStatus, query.timeout()?).await;
@@ -197,6 +226,7 @@ impl<B: Backend> Exchange<'_, B> {
                 self.door.backend.write_metrics(&mut exposition);
                 Ok(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, exposition.into_text()))
             }
+            Route::OpenApi => Ok(openapi::answer(&self.condition()?)),
             Route::Page => Ok(Answer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)),
             Route::NotBuilt => Err(not_built("this route")),
             Route::WrongMethod(allow) => {
@@ -214,13 +244,17 @@ impl<B: Backend> Exchange<'_, B> {
 
     /// Under which id the write is to be done once, if it is to be.
     fn request_id(&self) -> Result<Option<RequestId>, Problem> {
+        Ok(self.idempotency_key()?.map(RequestId::of))
+    }
+
+    fn idempotency_key(&self) -> Result<Option<&[u8]>, Problem> {
         let mut fields = self.headers.get_all(IDEMPOTENCY_KEY).into_iter().map(hyper::header::HeaderValue::as_bytes);
         let Some(key) = fields.next() else { return Ok(None) };
         if fields.next().is_some() || !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
             let detail = format!("an Idempotency-Key stands once and has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
             return Err(Problem::new(ErrorCode::BadIdempotencyKey, detail));
         }
-        Ok(Some(RequestId::of(key)))
+        Ok(Some(key))
     }
 
     async fn read_body(&self, body: Incoming, bytes_max: usize, timeout: Duration) -> Result<(Bytes, Reservation), Problem> {
@@ -250,7 +284,7 @@ impl<B: Backend> Exchange<'_, B> {
     }
 }
 
-fn read_answer(reply: Reply, condition: &Condition) -> Answer {
+pub(super) fn read_answer(reply: Reply, condition: &Condition) -> Answer {
     match reply {
         Reply::Stale { lag_ms, reply } => Answer { lag_ms: Some(lag_ms), ..read_answer(*reply, condition) },
         Reply::Value { version, value } => {
@@ -281,13 +315,13 @@ fn write_answer(reply: Reply, key: &Key) -> Answer {
         Reply::Deleted { deleted: false } => Answer::json(StatusCode::OK, "{\"deleted\":false}\n"),
         Reply::ConditionFailed { present } => condition_failed().with_etag(present),
         Reply::Incremented { value, version } => Answer::json(StatusCode::OK, increment_answer(value, version)).with_etag(Some(version)),
-        Reply::Refused(refusal) => Answer::problem(&refused(refusal)),
+        Reply::Refused(refusal) => Answer::problem(&refusal_problem(refusal)),
         other => unexpected(other, Outcome::Unknown),
     }
 }
 
 /// What certainly did not happen because of what is there.
-fn refused(refusal: WriteRefusal) -> Problem {
+pub(super) fn refusal_problem(refusal: WriteRefusal) -> Problem {
     match refusal {
         WriteRefusal::NotAnInteger => {
             Problem::new(ErrorCode::NotAnInteger, "the key's value is no decimal integer of 64 bits; nothing was written")
@@ -306,7 +340,11 @@ fn refused(refusal: WriteRefusal) -> Problem {
 }
 
 fn condition_failed() -> Answer {
-    Answer::problem(&Problem::new(ErrorCode::ConditionFailed, "the key's version is not what the condition asks for; nothing was written"))
+    Answer::problem(&condition_problem())
+}
+
+pub(super) fn condition_problem() -> Problem {
+    Problem::new(ErrorCode::ConditionFailed, "the key's version is not what the condition asks for; nothing was written")
 }
 
 /// A failure; or a reply to another request, which is a bug of ours and tells nothing of what happened.

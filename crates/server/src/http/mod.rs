@@ -10,12 +10,14 @@
 
 mod answer;
 mod backend;
+mod batch;
 mod body;
 mod connection;
 mod door;
 mod door_metrics;
 mod handler;
 pub mod join;
+mod openapi;
 mod options;
 mod route;
 mod scan;
@@ -24,6 +26,7 @@ mod stream;
 pub use backend::Backend;
 pub use options::HttpOptions;
 
+use crate::answer_bytes::AnswerBytes;
 use crate::metrics::increment;
 use answer::raw_problem;
 use connection::serve_connection;
@@ -47,7 +50,8 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Runs inside a `LocalSet`.
 pub async fn serve<B: Backend>(listener: TcpListener, backend: Rc<B>, options: HttpOptions, shutdown: impl Future<Output = ()>) {
     let shared = Rc::new(DoorState::default());
-    let door = Rc::new(Door { backend, options, metrics: DoorMetrics::default(), shared });
+    let answers = AnswerBytes::new(options.answer_bytes_max);
+    let door = Rc::new(Door { backend, options, metrics: DoorMetrics::default(), answers, shared });
     let began = Instant::now();
     let mut sweeps = tokio::time::interval(door.options.sweep_interval());
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);

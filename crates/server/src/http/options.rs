@@ -12,6 +12,8 @@ pub struct HttpOptions {
     pub connections_max: usize,
     /// Bytes of request bodies in memory at once, over all connections; more is 503.
     pub body_bytes_max: usize,
+    /// Bytes of pages and streams of scans that clients have not read yet, over all connections; more is 503.
+    pub answer_bytes_max: usize,
     /// How long a request's head may take from its first byte to its last; then 408.
     pub head_timeout: Duration,
     /// How long a body may make no progress; then 408.
@@ -26,8 +28,9 @@ impl Default for HttpOptions {
     fn default() -> HttpOptions {
         HttpOptions {
             value_bytes_max: VALUE_BYTES_DEFAULT_MAX,
-            connections_max: 4096,
+            connections_max: 16_384,
             body_bytes_max: 256 << 20,
+            answer_bytes_max: 256 << 20,
             head_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),

@@ -1,6 +1,6 @@
 //! Paths and methods of the contract: which route a request is for.
 
-use flotilla_api::http::{DELETE_RANGE_PARAMETERS, SCAN_PARAMETERS};
+use flotilla_api::http::{BATCH_PARAMETERS, DELETE_RANGE_PARAMETERS, SCAN_PARAMETERS};
 use hyper::Method;
 
 /// A route that this release answers.
@@ -18,6 +18,8 @@ pub(super) enum Route<'a> {
     Scan,
     /// `DELETE /v1/kv`.
     DeleteRange,
+    /// `POST /v1/batch`.
+    Batch,
     /// `GET /v1/cluster`.
     Cluster,
     /// `POST /v1/cluster/nodes`.
@@ -30,6 +32,8 @@ pub(super) enum Route<'a> {
     Readyz,
     /// `GET /metrics`.
     Metrics,
+    /// `GET /openapi.json`.
+    OpenApi,
     /// `GET /`.
     Page,
     /// Part of the contract, not built yet.
@@ -52,19 +56,21 @@ pub(super) enum RouteKind {
     KvIncrement,
     Scan,
     DeleteRange,
+    Batch,
     Cluster,
     Probe,
     Other,
 }
 
 impl RouteKind {
-    pub(super) const ALL: [RouteKind; 9] = [
+    pub(super) const ALL: [RouteKind; 10] = [
         RouteKind::KvGet,
         RouteKind::KvPut,
         RouteKind::KvDelete,
         RouteKind::Scan,
         RouteKind::DeleteRange,
         RouteKind::KvIncrement,
+        RouteKind::Batch,
         RouteKind::Cluster,
         RouteKind::Probe,
         RouteKind::Other,
@@ -78,6 +84,7 @@ impl RouteKind {
             RouteKind::KvIncrement => "kv_increment",
             RouteKind::Scan => "scan",
             RouteKind::DeleteRange => "delete_range",
+            RouteKind::Batch => "batch",
             RouteKind::Cluster => "cluster",
             RouteKind::Probe => "probe",
             RouteKind::Other => "other",
@@ -111,11 +118,13 @@ impl<'a> Route<'a> {
             "/livez" => (Route::Livez, read, "GET, HEAD"),
             "/readyz" => (Route::Readyz, read, "GET, HEAD"),
             "/metrics" => (Route::Metrics, read, "GET, HEAD"),
+            "/openapi.json" => (Route::OpenApi, read, "GET, HEAD"),
             "/" => (Route::Page, read, "GET, HEAD"),
             "/v1/kv" if method == Method::DELETE => (Route::DeleteRange, true, ""),
             "/v1/kv" => (Route::Scan, read, "GET, HEAD, DELETE"),
-            "/v1/batch" | "/v1/txn" | "/v1/restore" => (Route::NotBuilt, method == Method::POST, "POST"),
-            "/v1/watch" | "/v1/backup" | "/openapi.json" => (Route::NotBuilt, read, "GET, HEAD"),
+            "/v1/batch" => (Route::Batch, method == Method::POST, "POST"),
+            "/v1/txn" | "/v1/restore" => (Route::NotBuilt, method == Method::POST, "POST"),
+            "/v1/watch" | "/v1/backup" => (Route::NotBuilt, read, "GET, HEAD"),
             _ => {
                 if let Some(name) = path.strip_prefix("/v1/cluster/nodes/") {
                     match name.split_once('/') {
@@ -145,8 +154,9 @@ impl<'a> Route<'a> {
             Route::KvIncrement(_) => RouteKind::KvIncrement,
             Route::Scan => RouteKind::Scan,
             Route::DeleteRange => RouteKind::DeleteRange,
+            Route::Batch => RouteKind::Batch,
             Route::Cluster | Route::Join | Route::Locate(_) => RouteKind::Cluster,
-            Route::Livez | Route::Readyz | Route::Metrics | Route::Page => RouteKind::Probe,
+            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
         }
     }
@@ -159,8 +169,9 @@ impl<'a> Route<'a> {
             Route::KvIncrement(_) => Some(&["timeout", "by"]),
             Route::Scan => Some(SCAN_PARAMETERS),
             Route::DeleteRange => Some(DELETE_RANGE_PARAMETERS),
+            Route::Batch => Some(BATCH_PARAMETERS),
             Route::KvDelete(_) | Route::Cluster | Route::Join | Route::Locate(_) => Some(&["timeout"]),
-            Route::Livez | Route::Readyz | Route::Metrics | Route::Page => Some(&[]),
+            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => Some(&[]),
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => None,
         }
     }
@@ -184,10 +195,10 @@ mod tests {
         assert_eq!(route("DELETE", "/v1/kv"), Route::DeleteRange);
         assert_eq!(route("POST", "/v1/kv/a/b/incr"), Route::KvIncrement("a/b"));
         assert_eq!(route("POST", "/v1/kv/a/incr/incr"), Route::KvIncrement("a/incr"));
+        assert_eq!(route("POST", "/v1/batch"), Route::Batch);
         assert_eq!(route("POST", "/v1/cluster/nodes"), Route::Join);
         assert_eq!(route("GET", "/v1/locate/x/y"), Route::Locate("x/y"));
         for (method, path) in [
-            ("POST", "/v1/batch"),
             ("POST", "/v1/txn"),
             ("GET", "/v1/watch"),
             ("DELETE", "/v1/cluster/nodes/n1"),
@@ -195,7 +206,6 @@ mod tests {
             ("POST", "/v1/shards/3/leader"),
             ("GET", "/v1/backup"),
             ("POST", "/v1/restore"),
-            ("GET", "/openapi.json"),
         ] {
             assert_eq!(route(method, path), Route::NotBuilt, "{method} {path}");
         }

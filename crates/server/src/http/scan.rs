@@ -1,7 +1,7 @@
 //! Scans and deletes of ranges, as HTTP gives them: a page, a stream of lines, a count.
 //!
 //! A stream is page after page: the next one is asked for when the client has taken what is there, so that
-//! a slow client costs one page of memory and holds nothing at the nodes. If a page fails in the middle,
+//! a slow client costs one page of memory and holds nothing at the nodes; all such pages together are bounded. If a page fails in the middle,
 //! a last line says so and the body is broken off without its end, so that it cannot be taken for whole.
 //!
 //! A range is deleted key by key, by ordinary writes, [`DELETES_MAX`] at once: it is not atomic, and where
@@ -11,6 +11,7 @@ use super::answer::Answer;
 use super::backend::Backend;
 use super::body::{Step, StepFuture, Then};
 use super::door::Door;
+use crate::answer_bytes::no_room;
 use crate::metrics::add;
 use bytes::Bytes;
 use flotilla_api::http::{LIMIT_DEFAULT, NDJSON_CONTENT_TYPE, ScanParameters, error_line, scan_page, write_item};
@@ -31,7 +32,7 @@ const STREAM_ITEMS_MAX: u32 = 10_000;
 const DELETES_MAX: usize = 64;
 
 /// Answers a page.
-pub(super) async fn page<B: Backend>(backend: &B, parameters: ScanParameters, timeout: Duration) -> Answer {
+pub(super) async fn page<B: Backend>(door: &Door<B>, parameters: ScanParameters, timeout: Duration) -> Answer {
     let ask = ScanAsk {
         range: parameters.range.clone(),
         reverse: parameters.reverse,
@@ -40,11 +41,14 @@ pub(super) async fn page<B: Backend>(backend: &B, parameters: ScanParameters, ti
         bytes_max: PAGE_BYTES_MAX,
         fill: PageFill::Whole,
     };
-    match ask_page(backend, ask, timeout).await {
+    match ask_page(&*door.backend, ask, timeout).await {
         Ok(ScanPage { items, rest }) => {
             let cursor = rest.map(|rest| parameters.cursor(rest));
             let items = items.iter().map(|item| (&item.key, item.version, item.value.as_deref()));
-            Answer::json(StatusCode::OK, scan_page(items, cursor.as_deref()))
+            match door.answers.hold(scan_page(items, cursor.as_deref()).into()) {
+                Some(json) => Answer::json(StatusCode::OK, json),
+                None => Answer::failure(no_room()),
+            }
         }
         Err(failure) => Answer::failure(failure),
     }
@@ -63,7 +67,11 @@ pub(super) async fn lines<B: Backend>(door: &Rc<Door<B>>, parameters: ScanParame
     let lines = Lines { door: door.clone(), ask, timeout, left: parameters.limit.map_or(u64::MAX, u64::from) };
     match lines.ask().await {
         Ok(page) => {
-            let first: StepFuture = Box::pin(std::future::ready(lines.step(page)));
+            let first = match lines.step(page) {
+                Ok(step) => step,
+                Err(failure) => return Answer::failure(failure),
+            };
+            let first: StepFuture = Box::pin(std::future::ready(first));
             Answer { content_type: Some(NDJSON_CONTENT_TYPE), stream: Some(first), close: true, ..Answer::empty(StatusCode::OK) }
         }
         Err(failure) => Answer::failure(failure),
@@ -87,13 +95,14 @@ impl<B: Backend> Lines<B> {
     }
 
     /// A page as lines, and what follows it.
-    fn step(mut self, page: ScanPage) -> Step {
+    fn step(mut self, page: ScanPage) -> Result<Step, Failure> {
         let mut text = Vec::with_capacity(page.items.iter().map(|item| item.bytes() + 32).sum());
         for item in &page.items {
             write_item(&mut text, &item.key, item.version, item.value.as_deref());
             text.push(b'\n');
         }
-        add(&self.door.metrics.body_bytes_out, text.len() as u64);
+        let bytes = self.door.answers.hold(text.into()).ok_or_else(no_room)?;
+        add(&self.door.metrics.body_bytes_out, bytes.len() as u64);
         self.left -= page.items.len() as u64;
         let then = match page.rest {
             Some(rest) if self.left > 0 => {
@@ -102,12 +111,16 @@ impl<B: Backend> Lines<B> {
             }
             _ => Then::End,
         };
-        Step { bytes: text.into(), then }
+        Ok(Step { bytes, then })
     }
 
     async fn next(self) -> Step {
-        match self.ask().await {
+        let step = match self.ask().await {
             Ok(page) => self.step(page),
+            Err(failure) => Err(failure),
+        };
+        match step {
+            Ok(step) => step,
             Err(failure) => {
                 let problem = Problem { code: Answer::code_of(failure.reason), detail: failure.detail };
                 Step { bytes: error_line(&problem).into(), then: Then::Break }

@@ -25,6 +25,10 @@ use tokio::net::TcpStream;
 /// bytes makes TCP reset the connection, which throws away what was sent.
 const LINGER_MS: u64 = 2_000;
 
+/// The most that is read at once: hyper's buffer grows to about this, and a connection keeps it for its life. Larger ones
+/// would spare few calls.
+const READ_BYTES_MAX: usize = 32 << 10;
+
 /// A connection's socket.
 pub(super) struct DoorStream {
     socket: TcpStream,
@@ -111,7 +115,9 @@ impl Read for DoorStream {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         // SAFETY: `ReadBuf` only ever writes initialized bytes into the slice, and never uninitializes it.
-        let mut buffer = ReadBuf::uninit(unsafe { cursor.as_mut() });
+        let space = unsafe { cursor.as_mut() };
+        let space_bytes = space.len().min(READ_BYTES_MAX);
+        let mut buffer = ReadBuf::uninit(&mut space[..space_bytes]);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer))?;
         let count = buffer.filled().len();
         // SAFETY: the first `count` bytes are those that `ReadBuf` says are filled.

@@ -93,7 +93,8 @@ impl Hello {
         Ok(high)
     }
 
-    fn encode(&self) -> BytesMut {
+    /// Its bytes, without magic number, length and checksum (docs/formats.md, "Links and frames").
+    pub fn encode(&self) -> BytesMut {
         let mut body = BytesMut::new();
         body.put_u32_le(self.formats.0);
         body.put_u32_le(self.formats.1);
@@ -109,8 +110,11 @@ impl Hello {
         body
     }
 
-    /// What stands behind the known fields is left to later formats.
-    fn decode(body: Bytes) -> Result<Hello, DecodeError> {
+    /// Reads what [`Hello::encode`] wrote. What stands behind the known fields is left to later formats.
+    ///
+    /// # Errors
+    /// If the bytes are no hello.
+    pub fn decode(body: Bytes) -> Result<Hello, DecodeError> {
         let mut reader = Reader::new(body);
         Ok(Hello {
             formats: (reader.u32("lowest format")?, reader.u32("highest format")?),
@@ -129,7 +133,8 @@ impl Hello {
 }
 
 impl Answer {
-    fn encode(&self) -> BytesMut {
+    /// Its bytes, without magic number, length and checksum.
+    pub fn encode(&self) -> BytesMut {
         let mut body = BytesMut::new();
         match self {
             Answer::Accepted { format } => {
@@ -145,7 +150,11 @@ impl Answer {
         body
     }
 
-    fn decode(body: Bytes) -> Result<Answer, DecodeError> {
+    /// Reads what [`Answer::encode`] wrote.
+    ///
+    /// # Errors
+    /// If the bytes are no answer.
+    pub fn decode(body: Bytes) -> Result<Answer, DecodeError> {
         let mut reader = Reader::new(body);
         match reader.u8("answer")? {
             0 => Ok(Answer::Accepted { format: reader.u32("format")? }),

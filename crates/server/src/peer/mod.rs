@@ -25,6 +25,7 @@ mod tests;
 pub use incoming::listen;
 pub use socket::bind;
 
+use crate::answer_bytes::no_room;
 use crate::mailbox::Inbox;
 use flotilla_node::event::Event;
 use flotilla_node::message::{Channel, PeerMessage};
@@ -203,22 +204,24 @@ impl Links {
     /// Queues a message. If it cannot be sent, a forwarded request is refused back to the node and a
     /// snapshot given up; everything else is dropped, as Raft expects of a network.
     pub fn send(&self, to: NodeId, message: &PeerMessage) {
+        let limit = self.0.options.buffer_bytes_max.0;
+        // What clients ask and are answered leaves room: a link full of values must not cost a leader its heartbeats.
+        let limit_now = if is_for_clients(message) { limit / 2 } else { limit };
         let peers = self.0.peers.borrow();
-        let queued = peers.get(&to).is_some_and(|peer| {
-            let limit = self.0.options.buffer_bytes_max.0;
-            let queued = match message.channel() {
-                Channel::Main => peer.main.push(message, limit),
-                Channel::Bulk => peer.bulk.push(message, limit),
-            };
-            count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
-            queued
-        });
+        let Some(peer) = peers.get(&to) else {
+            drop(peers);
+            self.0.misdirected.set(self.0.misdirected.get() + 1);
+            return self.refuse(to, message);
+        };
+        let push = |message: &PeerMessage, limit| match message.channel() {
+            Channel::Main => peer.main.push(message, limit),
+            Channel::Bulk => peer.bulk.push(message, limit),
+        };
+        let queued = push(message, limit_now) || in_short(message).is_some_and(|short| push(&short, limit));
+        count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
         if queued {
             self.0.dirty.borrow_mut().insert(to);
         } else {
-            if !peers.contains_key(&to) {
-                self.0.misdirected.set(self.0.misdirected.get() + 1);
-            }
             drop(peers);
             self.refuse(to, message);
         }
@@ -361,5 +364,25 @@ impl Links {
         if said.len() < SAID_MAX {
             said.insert(line, now);
         }
+    }
+}
+
+fn is_for_clients(message: &PeerMessage) -> bool {
+    matches!(message, PeerMessage::Forward(_) | PeerMessage::Reply { .. } | PeerMessage::Scan(_) | PeerMessage::ScanPart { .. })
+}
+
+/// What an answer is cut down to where there is no room for it: whoever asked need not wait in vain. Writes have short ones.
+fn in_short(message: &PeerMessage) -> Option<PeerMessage> {
+    match message {
+        PeerMessage::Reply { id, reply, leader } => {
+            let holds_value = match reply {
+                Reply::Stale { reply, .. } => matches!(**reply, Reply::Value { .. }),
+                reply => matches!(reply, Reply::Value { .. }),
+            };
+            let reply = if holds_value { Reply::Failed(no_room()) } else { reply.clone() };
+            Some(PeerMessage::Reply { id: *id, reply, leader: *leader })
+        }
+        PeerMessage::ScanPart { number, answer: Ok(_) } => Some(PeerMessage::ScanPart { number: *number, answer: Err(no_room()) }),
+        _ => None,
     }
 }

@@ -3,9 +3,11 @@
 //! Scans always go to threads, of their own, so that they hold up no point read.
 
 use super::spawn;
+use crate::answer_bytes::AnswerBytes;
 use crate::job_queue::JobQueue;
 use crate::mailbox::{Mailbox, Report};
 use flotilla_node::effect::ReadJob;
+use flotilla_node::event::StoreEvent;
 use flotilla_node::request::Reply;
 use flotilla_node::scan::ScanJob;
 use flotilla_node::{Event, run_read, run_scan};
@@ -24,6 +26,7 @@ const SCAN_THREADS: usize = 2;
 /// Where reads are run.
 pub(crate) struct Readers<S> {
     store: S,
+    answers: AnswerBytes,
     jobs: JobQueue<ReadJob>,
     scans: JobQueue<ScanJob>,
     threads: Vec<JoinHandle<()>>,
@@ -39,16 +42,20 @@ struct Pace {
 
 impl<S: StateStore> Readers<S> {
     /// Starts the threads.
-    pub(crate) fn start(store: S, mailbox: &Arc<Mailbox>) -> Readers<S> {
+    pub(crate) fn start(store: S, mailbox: &Arc<Mailbox>, answers: AnswerBytes) -> Readers<S> {
         let jobs = JobQueue::<ReadJob>::default();
         let scans = JobQueue::<ScanJob>::default();
         let mut threads: Vec<_> = (0..THREADS)
             .map(|_| {
-                let (store, jobs) = (store.clone(), jobs.clone());
+                let (store, jobs, answers) = (store.clone(), jobs.clone(), answers.clone());
                 spawn("read", Arc::clone(mailbox), move |mailbox| {
                     while let Some(job) = jobs.take_one() {
                         let start = Instant::now();
-                        let reply = run_read(&store, &job);
+                        let (reply, damage) = run_read(&store, &job);
+                        let reply = answers.hold_reply(reply);
+                        if let Some(damage) = damage {
+                            mailbox.post(Report::Event(Event::Store(damage)));
+                        }
                         mailbox.post(Report::Read { to: job.to, reply, took: start.elapsed() });
                     }
                 })
@@ -63,19 +70,21 @@ impl<S: StateStore> Readers<S> {
                 }
             })
         }));
-        Readers { store, jobs, scans, threads, pace: Pace::default() }
+        Readers { store, answers, jobs, scans, threads, pace: Pace::default() }
     }
 
-    /// Runs a read here and now, or hands it over: then its answer comes by the mailbox.
-    pub(crate) fn run(&mut self, job: ReadJob) -> Option<Reply> {
+    /// Runs a read here and now, or hands it over: then its answer comes by the mailbox, as does the damage
+    /// that it finds.
+    pub(crate) fn run(&mut self, job: ReadJob) -> Option<(Reply, Option<StoreEvent>)> {
         if self.pace.handing_over {
             self.jobs.push_all([job]);
             return None;
         }
         let start = Instant::now();
-        let reply = run_read(&self.store, &job);
+        let (reply, damage) = run_read(&self.store, &job);
+        let reply = self.answers.hold_reply(reply);
         self.pace.note(start.elapsed());
-        Some(reply)
+        Some((reply, damage))
     }
 
     /// Hands scans over; what they read comes by the mailbox.

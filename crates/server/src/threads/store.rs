@@ -3,10 +3,12 @@
 
 use super::{Watch, spawn};
 use crate::clock::Clock;
+use crate::data_dir::Suspect;
 use crate::job_queue::{JobQueue, Waited};
 use crate::mailbox::{Mailbox, Report};
 use crate::metrics::{Counter, Histogram};
 use flotilla_node::effect::StoreJob;
+use flotilla_node::event::StoreEvent;
 use flotilla_node::store_worker::StoreWorker;
 use flotilla_storage::store::StateStore;
 use flotilla_types::Instant;
@@ -50,11 +52,11 @@ pub(crate) struct StoreThread {
 
 impl StoreThread {
     /// Starts the thread over an open store.
-    pub(crate) fn start<S: StateStore>(worker: StoreWorker<S>, clock: Clock, mailbox: Arc<Mailbox>) -> StoreThread {
+    pub(crate) fn start<S: StateStore>(worker: StoreWorker<S>, suspect: Suspect, clock: Clock, mailbox: Arc<Mailbox>) -> StoreThread {
         let (jobs, watch, numbers) = (JobQueue::default(), Watch::default(), Arc::<StoreNumbers>::default());
         let (queue, busy, counted) = (jobs.clone(), watch.clone(), Arc::clone(&numbers));
         counted.disk_bytes.set(worker.store().disk_bytes());
-        let thread = spawn("apply", mailbox, move |mailbox| run(worker, &queue, &busy, &clock, mailbox, &counted));
+        let thread = spawn("apply", mailbox, move |mailbox| run(worker, &suspect, &queue, &busy, &clock, mailbox, &counted));
         StoreThread { jobs, watch, numbers, thread: Some(thread) }
     }
 
@@ -102,6 +104,7 @@ impl StoreNumbers {
 
 fn run<S: StateStore>(
     mut worker: StoreWorker<S>,
+    suspect: &Suspect,
     queue: &JobQueue<StoreJob>,
     watch: &Watch,
     clock: &Clock,
@@ -137,7 +140,10 @@ fn run<S: StateStore>(
                 published = ended;
                 numbers.disk_bytes.set(worker.store().disk_bytes());
             }
-            if let Some(event) = event {
+            for event in event.into_iter().chain(worker.take_damage()) {
+                if let StoreEvent::Failed { disk_full: false, detail, .. } = &event {
+                    suspect.note(detail);
+                }
                 mailbox.post(Report::Event(flotilla_node::event::Event::Store(event)));
             }
         }

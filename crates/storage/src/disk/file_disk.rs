@@ -17,6 +17,7 @@ static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
 #[derive(Debug)]
 pub struct FileDisk {
     dir: PathBuf,
+    is_read_only: bool,
 }
 
 /// An open file and the name it was opened by.
@@ -44,7 +45,12 @@ impl FileDisk {
             let parent = made.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(parent).and_then(|p| p.sync_all()).map_err(failed("sync directory", parent))?;
         }
-        Ok(FileDisk { dir })
+        Ok(FileDisk { dir, is_read_only: false })
+    }
+
+    /// The directory `dir` as it is, to be read: nothing is made, every write fails.
+    pub fn read_only(dir: impl Into<PathBuf>) -> FileDisk {
+        FileDisk { dir: dir.into(), is_read_only: true }
     }
 
     fn opened(&self, options: &OpenOptions, name: &str, attempted: &'static str) -> Result<DiskFile, DiskError> {
@@ -72,7 +78,10 @@ impl Disk for FileDisk {
 
     /// An flock on a file of its own: it goes with the process, so nothing stale is ever left.
     fn lock(&self) -> Result<DiskFile, DiskError> {
-        let lock = self.opened(OpenOptions::new().read(true).write(true).create(true).truncate(false), LOCK_NAME, "open lock file")?;
+        let mut options = OpenOptions::new();
+        // Whoever only reads finds the file of the node that once ran here; an flock needs no more.
+        options.read(true).write(!self.is_read_only).create(!self.is_read_only).truncate(false);
+        let lock = self.opened(&options, LOCK_NAME, "open lock file")?;
         match lock.file.try_lock() {
             Ok(()) => Ok(lock),
             Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: self.path(LOCK_NAME) }),
@@ -94,7 +103,7 @@ impl Disk for FileDisk {
     }
 
     fn open(&self, name: &str) -> Result<DiskFile, DiskError> {
-        self.opened(OpenOptions::new().read(true).write(true), name, "open")
+        self.opened(OpenOptions::new().read(true).write(!self.is_read_only), name, "open")
     }
 
     fn create(&self, name: &str) -> Result<DiskFile, DiskError> {

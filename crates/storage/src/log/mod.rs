@@ -36,6 +36,7 @@
 //! index tells.
 
 mod error;
+pub mod fuzzing;
 mod read;
 mod record;
 mod recovery;
@@ -43,11 +44,13 @@ mod replay;
 mod roll;
 mod segment;
 mod state;
+mod verify;
 
 pub use error::LogError;
 pub use record::{InstallPhase, InstallRecord, LogBatch, LogRecord};
 pub use recovery::{Damage, Recovered, RecoveredReplica};
 pub use replay::stated_bytes;
+pub use verify::{LogReport, verify};
 
 use crate::disk::{Disk, DiskError};
 use flotilla_types::ReplicaKey;

@@ -217,6 +217,9 @@ mod kind {
 /// Kind, group, replica, sequence.
 const PREFIX_BYTES: usize = 1 + 4 + 8 + 8;
 const HARD_STATE_BYTES: usize = 8 + 1 + 8 + 8;
+/// Indexes and sequence numbers are below this: more than a replica writes in the life of a cluster. Recovery reckons with
+/// them, so that one which only a fault can have made must not get that far.
+const NUMBER_END: u64 = 1 << 48;
 /// Term, kind, length.
 const ENTRY_HEAD_BYTES: usize = 8 + 1 + 4;
 
@@ -321,12 +324,14 @@ pub(super) fn decode(reader: &mut Reader) -> Result<Option<Located>, DecodeError
         _ => {}
     }
     let replica = ReplicaKey { group: GroupId(reader.u32("group")?), replica: ReplicaId(reader.u64("replica")?) };
-    let sequence = reader.u64("sequence number")?;
+    let sequence = number(reader, "sequence number")?;
     let record = match kind {
         kind::ENTRIES | kind::MOVED => {
-            let (first, count) = (reader.u64("first index")?, reader.u32("entry count")?);
-            drop(reader.bytes("entries")?);
-            if count == 0 || first == 0 || first.checked_add(u64::from(count)).is_none() {
+            let (first, count) = (number(reader, "first index")?, reader.u32("entry count")?);
+            let bytes = reader.bytes("entries")?.len();
+            // Memory is allotted by the count: it must be one that its bytes can hold.
+            let is_possible = count > 0 && count as usize <= bytes / ENTRY_HEAD_BYTES;
+            if !is_possible || first == 0 {
                 return Err(DecodeError::Invalid("entry count", u64::from(count)));
             }
             StoredRecord::Entries { first, count, moved: kind == kind::MOVED }
@@ -340,7 +345,7 @@ pub(super) fn decode(reader: &mut Reader) -> Result<Option<Located>, DecodeError
         kind::STATE => StoredRecord::State(ReplicaImage {
             hard_state: hard_state(reader)?,
             start: position(reader)?,
-            last: reader.u64("last index")?,
+            last: number(reader, "last index")?,
             install: {
                 let phase = reader.u8("install phase")?;
                 let snapshot = install(reader)?;
@@ -377,7 +382,7 @@ pub(super) fn decode_entries(
     reader.u64("sequence number")?;
     let (first, count) = (reader.u64("first index")?, reader.u32("entry count")?);
     let mut entries = Reader::new(reader.bytes("entries")?);
-    for index in first..end.min(first + u64::from(count)) {
+    for index in first..end.min(first.saturating_add(u64::from(count))) {
         let term = Term(entries.u64("entry term")?);
         let kind = entries.u8("entry kind")?;
         let kind = EntryKind::from_byte(kind).ok_or(DecodeError::Invalid("entry kind", u64::from(kind)))?;
@@ -393,8 +398,13 @@ pub(super) fn decode_entries(
     Ok(())
 }
 
+fn number(reader: &mut Reader, what: &'static str) -> Result<u64, DecodeError> {
+    let number = reader.u64(what)?;
+    if number < NUMBER_END { Ok(number) } else { Err(DecodeError::Invalid(what, number)) }
+}
+
 fn position(reader: &mut Reader) -> Result<(LogIndex, Term), DecodeError> {
-    Ok((LogIndex(reader.u64("index")?), Term(reader.u64("term")?)))
+    Ok((LogIndex(number(reader, "index")?), Term(reader.u64("term")?)))
 }
 
 fn install(reader: &mut Reader) -> Result<InstallRecord, DecodeError> {
@@ -414,4 +424,40 @@ pub(super) fn entries_record_len(bytes: &[u8]) -> Option<usize> {
     let at = PREFIX_BYTES + 12;
     let length = u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize;
     (at + 4 + length <= bytes.len()).then_some(at + 4 + length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(first: u64, count: u32, bytes: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_prefix(kind::ENTRIES, ReplicaKey { group: GroupId(1), replica: ReplicaId(3) }, 1, &mut out);
+        out.put_u64_le(first);
+        out.put_u32_le(count);
+        out.write_bytes(&vec![0; bytes]);
+        out
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<Option<Located>, DecodeError> {
+        decode(&mut Reader::new(bytes.into()))
+    }
+
+    /// Found by fuzzing: memory was allotted for a thousand million entries, by the word of a record of 50 bytes.
+    #[test]
+    fn numbers_that_no_log_can_hold_are_refused() {
+        assert!(read(entries(1, 2, 2 * ENTRY_HEAD_BYTES)).is_ok());
+        assert_eq!(read(entries(1, 3, 2 * ENTRY_HEAD_BYTES)).err(), Some(DecodeError::Invalid("entry count", 3)));
+        assert_eq!(read(entries(NUMBER_END, 1, 13)).err(), Some(DecodeError::Invalid("first index", NUMBER_END)));
+        let mut sequence = entries(1, 1, 13);
+        sequence[PREFIX_BYTES - 8..PREFIX_BYTES].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert_eq!(read(sequence).err(), Some(DecodeError::Invalid("sequence number", u64::MAX)));
+    }
+
+    /// Found by fuzzing: the sum of index and count wrapped.
+    #[test]
+    fn entries_that_end_behind_the_last_index_are_read_without_a_panic() {
+        let mut reader = Reader::new(entries(u64::MAX, 2, 26).into());
+        assert!(decode_entries(&mut reader, 0, u64::MAX, &mut Vec::new(), |_| true).is_ok());
+    }
 }

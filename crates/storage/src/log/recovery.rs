@@ -86,10 +86,11 @@ pub(super) fn open<D: Disk>(disk: D, options: LogOptions) -> Result<(RaftLog<D>,
     }
     let mut replay = Replay::default();
     replay.cuts_below_sync_mark = log.options.cuts_below_sync_mark;
-    let walked = replay_all(&mut log, &mut replay, &numbers)?;
+    let (walked, newest) = replay_all(&log.disk, &mut log.segments, &mut replay, &numbers, &mut |_, _| ())?;
+    settle_tail(&mut log, &newest, &walked)?;
     let oldest = log.disk.path(&segment::segment_name(numbers[0]));
     replay.conclude(&oldest)?;
-    let recovered = materialise(&log, &mut replay)?;
+    let recovered = materialise(&log.disk, &log.segments, &mut replay)?;
     let newly_lost = replay.state.replicas.iter().any(|(key, replica)| replica.lost && !replay.known_lost.contains(key));
     log.state = replay.state;
     log.run = replay.run.checked_add(1).expect("nobody opens a log four billion times");
@@ -121,15 +122,21 @@ fn adopt_spares<D: Disk>(log: &mut RaftLog<D>, names: &[String]) -> Result<(), L
     Ok(())
 }
 
-/// Reads all segments; answers where the last one ends.
-fn replay_all<D: Disk>(log: &mut RaftLog<D>, replay: &mut Replay, numbers: &[u64]) -> Result<Walked, LogError> {
-    let mut walked = Walked { end: 0, synced: 0, damaged: false };
-    let mut next = Some(load(log, numbers[0])?);
+/// Reads all segments and shows each with the end of what counts in it; answers where the newest one ends,
+/// and that one.
+pub(super) fn replay_all<D: Disk>(
+    disk: &D,
+    segments: &mut BTreeMap<u64, Segment<D::File>>,
+    replay: &mut Replay,
+    numbers: &[u64],
+    show: &mut dyn FnMut(&Loaded, &Walked),
+) -> Result<(Walked, Loaded), LogError> {
+    let mut next = Some(load(disk, segments, numbers[0])?);
     for (at, number) in numbers.iter().enumerate() {
         let (loaded, header) = next.take().expect("each segment is loaded in the round before its own");
-        next = numbers.get(at + 1).map(|number| load(log, *number)).transpose()?;
+        next = numbers.get(at + 1).map(|number| load(disk, segments, *number)).transpose()?;
         if at > 0 && numbers[at - 1] + 1 != *number {
-            let missing = log.disk.path(&segment::segment_name(numbers[at - 1] + 1));
+            let missing = disk.path(&segment::segment_name(numbers[at - 1] + 1));
             replay.note(&missing, 0, "the segment is missing", true);
         }
         if let Some((reason, is_lossy)) = header {
@@ -138,12 +145,13 @@ fn replay_all<D: Disk>(log: &mut RaftLog<D>, replay: &mut Replay, numbers: &[u64
         // The end that the next segment states holds only for the one right before it.
         let follows = numbers.get(at + 1) == Some(&(number + 1));
         let known_end = next.as_ref().filter(|_| follows).and_then(|(next, _)| next.opening()).map(|head| head.previous_end);
-        walked = replay.walk(&loaded, known_end);
+        let walked = replay.walk(&loaded, known_end);
+        show(&loaded, &walked);
         if next.is_none() {
-            settle_tail(log, &loaded, &walked)?;
+            return Ok((walked, loaded));
         }
     }
-    Ok(walked)
+    unreachable!("there is a newest segment")
 }
 
 /// Writes again what counts but is not known to be synced. After a failed sync the kernel may hold it
@@ -162,21 +170,21 @@ fn settle_tail<D: Disk>(log: &mut RaftLog<D>, loaded: &Loaded, walked: &Walked) 
 type HeaderFlaw = (&'static str, bool);
 
 /// Opens and reads one segment, and checks its header.
-fn load<D: Disk>(log: &mut RaftLog<D>, number: u64) -> Result<(Loaded, Option<HeaderFlaw>), LogError> {
+fn load<D: Disk>(disk: &D, segments: &mut BTreeMap<u64, Segment<D::File>>, number: u64) -> Result<(Loaded, Option<HeaderFlaw>), LogError> {
     let name = segment::segment_name(number);
-    let path = log.disk.path(&name);
-    let file = log.disk.open(&name).map_err(LogError::of)?;
-    let length = log.disk.len(&file).map_err(LogError::of)?;
+    let path = disk.path(&name);
+    let file = disk.open(&name).map_err(LogError::of)?;
+    let length = disk.len(&file).map_err(LogError::of)?;
     let size = u32::try_from(length).map_err(|_| LogError::Foreign { file: path.clone() })?;
     let mut bytes = vec![0; size as usize];
-    log.disk.read_at(&file, 0, &mut bytes).map_err(LogError::of)?;
+    disk.read_at(&file, 0, &mut bytes).map_err(LogError::of)?;
     let header = match segment::check_segment_header(&bytes, number, length) {
         HeaderCheck::Good => None,
         HeaderCheck::Damaged(reason) => Some((reason, reason == segment::CUT_SHORT)),
         HeaderCheck::Format(found) => return Err(LogError::NewerFormat { file: path, found, known: FORMAT }),
         HeaderCheck::Foreign => return Err(LogError::Foreign { file: path }),
     };
-    log.segments.insert(number, Segment { file, size });
+    segments.insert(number, Segment { file, size });
     Ok((Loaded { number, path, bytes: Bytes::from(bytes) }, header))
 }
 
@@ -198,7 +206,11 @@ fn settle<D: Disk>(log: &mut RaftLog<D>, walked: &Walked) -> Result<(), LogError
 }
 
 /// Reads the entries that are needed, segment by segment, and takes leave of lost replicas' entries.
-fn materialise<D: Disk>(log: &RaftLog<D>, replay: &mut Replay) -> Result<Recovered, LogError> {
+pub(super) fn materialise<D: Disk>(
+    disk: &D,
+    segments: &BTreeMap<u64, Segment<D::File>>,
+    replay: &mut Replay,
+) -> Result<Recovered, LogError> {
     let State { identity, replicas, tombstones, live } = &mut replay.state;
     let mut recovered: Vec<RecoveredReplica> = Vec::with_capacity(replicas.len());
     let mut wanted: Vec<(Place, usize, Extent)> = Vec::new();
@@ -216,7 +228,7 @@ fn materialise<D: Disk>(log: &RaftLog<D>, replay: &mut Replay) -> Result<Recover
     wanted.sort_unstable_by_key(|(place, at, extent)| (*place, *at, extent.first));
     let mut window = Window::wide();
     for (_, at, extent) in &wanted {
-        window.entries(&log.disk, &log.segments, extent, extent.first, &mut recovered[*at].entries, |_| true)?;
+        window.entries(disk, segments, extent, extent.first, &mut recovered[*at].entries, |_| true)?;
     }
     for (replica, recovered) in replicas.values_mut().zip(&mut recovered) {
         // Moved entries lie behind younger ones.

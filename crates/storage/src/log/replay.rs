@@ -52,6 +52,9 @@ pub(super) struct Replay {
     pub(super) is_based: bool,
     /// Replicas that the newest opening read calls lost.
     pub(super) known_lost: BTreeSet<ReplicaKey>,
+    /// Batches read, and records in them.
+    pub(super) batches: u64,
+    pub(super) records: u64,
 }
 
 /// How much of the file `name`, from its front, the file itself says was synced: what lies behind may be
@@ -158,13 +161,17 @@ impl Replay {
 
     /// Takes one batch; false if its records make no sense.
     fn batch(&mut self, path: &str, place: Place, body: Bytes) -> bool {
+        self.batches += 1;
         let total = body.len();
         let mut reader = Reader::new(body);
         let mut opening = Opening::default();
         loop {
             let begin = total - reader.remaining();
             let located = match record::decode(&mut reader) {
-                Ok(Some(located)) => located,
+                Ok(Some(located)) => {
+                    self.records += 1;
+                    located
+                }
                 Ok(None) => break,
                 Err(error) => {
                     self.note(path, u64::from(place.batch), format!("a record cannot be read: {error}"), true);

@@ -71,7 +71,9 @@ pub(super) enum HeaderCheck {
 /// Looks at the first bytes of the file that is to be segment `number` and has `file_len` bytes.
 pub(super) fn check_segment_header(bytes: &[u8], number: u64, file_len: u64) -> HeaderCheck {
     let Some(header) = bytes.get(..SEGMENT_HEADER_BYTES as usize) else {
-        return if bytes.starts_with(&SEGMENT_MAGIC) { HeaderCheck::Damaged(CUT_SHORT) } else { HeaderCheck::Foreign };
+        // Of a header that is cut short, what is left must be the front of ours.
+        let magic = bytes.len().min(SEGMENT_MAGIC.len());
+        return if bytes[..magic] == SEGMENT_MAGIC[..magic] { HeaderCheck::Damaged(CUT_SHORT) } else { HeaderCheck::Foreign };
     };
     let verifies = segment_header_crc(header, &SEGMENT_MAGIC) == u32_at(header, 12);
     match (header[..8] == SEGMENT_MAGIC, verifies) {
@@ -146,7 +148,22 @@ pub(super) fn check_batch(bytes: &[u8], base: u32, offset: u32, segment: u64) ->
     if crc32c::crc32c(&whole[8..]) != u32_at(header, 4) {
         return Err("the checksum of the batch does not match");
     }
-    Ok(Frame { bytes: length, synced: u32_at(header, 24), run: u32_at(header, 28) })
+    // The next opening is numbered one higher.
+    let run = u32_at(header, 28);
+    if run == u32::MAX {
+        return Err("the batch names an impossible opening");
+    }
+    Ok(Frame { bytes: length, synced: u32_at(header, 24), run })
+}
+
+/// What is wrong with the batch that was to follow at `offset`; `None` if none was begun there.
+pub(super) fn torn_batch(bytes: &[u8], offset: u32, segment: u64) -> Option<&'static str> {
+    let header = bytes.get(offset as usize..)?.get(..BATCH_HEADER_BYTES as usize)?;
+    let is_of_this_place = [u32_at(header, 0) == BATCH_MAGIC, u32_at(header, 12) == offset, u64_at(header, 16) == segment];
+    if is_of_this_place.iter().filter(|holds| **holds).count() < 2 {
+        return None;
+    }
+    check_batch(bytes, 0, offset, segment).err()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -7,10 +7,16 @@
 //! - A write blocks while the engine has four full memtables or too many unmerged tables. That is why
 //!   writes belong to a thread of their own.
 //!
-//! The engine cuts a damaged tail of its journal in silence. This is caught one level up: the
-//! applied index then lies below what the Raft log was purged up to, or the log applies it again.
+//! The engine believes its journals' batch numbers and its lists of tables without looking at a checksum, cuts a
+//! journal where it cannot read on, and may panic on a damaged list. So [`EngineStore::open`] first has
+//! [`engine_files`] read what the engine would believe. What a crash leaves at the end of the last journal is cut in silence;
+//! that is caught one level up: the applied index then lies below what the Raft log was purged up to, or the
+//! log applies it again.
 
+use super::engine_files::{self, Depth};
 use super::{RowVisitor, RowWrite, StateStore, StoreError, StoreView, WriteBatch};
+use crate::disk::{Disk, FileDisk};
+use crate::verify::{Audience, FileUse, Finding, Weight};
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable, Snapshot};
 use flotilla_types::ByteSize;
@@ -66,6 +72,7 @@ impl EngineStore {
     /// # Errors
     /// If it is in use, damaged, of an unknown format, or cannot be read.
     pub fn open(folder: &Path, options: EngineOptions) -> Result<EngineStore, StoreError> {
+        EngineStore::verify(folder, Depth::Lists)?;
         let database = Database::builder(folder)
             .cache_size(options.cache_bytes.0)
             .max_journaling_size(options.journal_bytes_max.0.max(JOURNAL_BYTES_MIN))
@@ -80,6 +87,44 @@ impl EngineStore {
         let rows = database.keyspace(KEYSPACE, keyspace_options).map_err(|error| store_error("opening", error))?;
         Ok(EngineStore { database, rows })
     }
+
+    /// Holds the store's files against their checksums, without opening it.
+    ///
+    /// # Errors
+    /// The first damage.
+    pub fn verify(folder: &Path, depth: Depth) -> Result<(), StoreError> {
+        if !folder.is_dir() || is_of_later_format(folder) {
+            return Ok(());
+        }
+        let mut damage = FirstDamage(None);
+        engine_files::verify(&|name| FileDisk::read_only(folder.join(name)), depth, &mut damage);
+        match damage.0 {
+            Some(Finding { file, bytes, what, .. }) => Err(StoreError::Damaged(format!("{file} at byte {}: {what}", bytes.start))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a later version of the engine wrote the store: it must be refused, not taken for damaged.
+fn is_of_later_format(folder: &Path) -> bool {
+    let (disk, mut marker) = (FileDisk::read_only(folder), [0; 4]);
+    let read = disk.open("version").and_then(|file| disk.read_at(&file, 0, &mut marker));
+    read.is_ok() && matches!(marker, [b'F', b'J', b'L', 4..=6])
+}
+
+/// Keeps the first damage that is named.
+struct FirstDamage(Option<Finding>);
+
+impl Audience for FirstDamage {
+    fn file(&mut self, _file: FileUse) {}
+
+    fn finding(&mut self, finding: Finding) {
+        if finding.weight == Weight::Damage {
+            self.0.get_or_insert(finding);
+        }
+    }
+
+    fn progress(&mut self, _bytes: u64) {}
 }
 
 impl StateStore for EngineStore {
@@ -145,7 +190,10 @@ fn visit_rows(rows: impl Iterator<Item = fjall::Guard>, visit: RowVisitor<'_>) -
 
 /// Sorts the engine's errors by what the caller must do about them.
 fn store_error(attempted: &str, error: fjall::Error) -> StoreError {
-    let detail = format!("{attempted}: {error:?}");
+    let detail = match error {
+        fjall::Error::Poisoned => format!("{attempted}: a thread of the engine failed before, as it does on a damaged table"),
+        _ => format!("{attempted}: {error:?}"),
+    };
     match error {
         fjall::Error::Io(source) | fjall::Error::Storage(LsmError::Io(source)) => io_error(detail, source),
         fjall::Error::InvalidVersion(_) | fjall::Error::Storage(LsmError::InvalidVersion(_)) => StoreError::Format(detail),
@@ -163,7 +211,7 @@ fn io_error(detail: String, source: io::Error) -> StoreError {
     match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::DiskFull(source),
         // A table that ends early or holds nonsense is damage, not a failing device.
-        ErrorKind::UnexpectedEof | ErrorKind::InvalidData => StoreError::Damaged(detail),
+        ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::NotFound => StoreError::Damaged(detail),
         _ => StoreError::Io { detail, source: Some(source) },
     }
 }

@@ -7,10 +7,14 @@
 //! the batches, at least up to the last [`StateStore::persist`].
 //!
 //! - [`layout`]: how groups, replicas, generations and keys become row keys;
-//! - [`engine`]: the real store, over an LSM tree;
+//! - [`engine`]: the real store, over an LSM tree; [`engine_files`] holds its files against their checksums (`journal`
+//!   among them), [`engine_rows`] reads them without the engine;
 //! - [`simulated`]: the same contract in memory, with crashes and faults from a seed.
 
 pub mod engine;
+pub mod engine_files;
+pub mod engine_rows;
+pub mod journal;
 pub mod layout;
 pub mod simulated;
 

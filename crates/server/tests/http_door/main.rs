@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod wire;
+
 use flotilla_node::Location;
 use flotilla_node::request::{Failure, FailureReason, Reply, Request, RequestId, WriteRefusal};
 use flotilla_server::http::{Backend, HttpOptions, serve};
@@ -81,6 +83,11 @@ impl Backend for FakeNode {
             Request::ClusterStatus => Reply::Status(bytes::Bytes::from_static(b"{\"nodes\":[]}")),
             Request::Scan(_) => panic!("scans have tests of their own"),
         }
+    }
+
+    fn refusal_of_put(&self, key: &Key) -> Option<Failure> {
+        let is_full = failure(key.as_bytes()) == Some(FailureReason::DiskFull);
+        is_full.then(|| Failure::not_applied(FailureReason::DiskFull, "full"))
     }
 
     fn locate(&self, key: &Key) -> Location {
