@@ -33,7 +33,7 @@ fn ordinary_seeds_pass() {
 /// The seed by which each planted fault was found first (docs/simulation.md); it passes without the fault.
 const FOUND_BY: [(PlantedFault, u64); 13] = [
     (PlantedFault::AcknowledgeBeforeSync, 0),
-    (PlantedFault::VoteNotPersisted, 74),
+    (PlantedFault::VoteNotPersisted, 5),
     (PlantedFault::LoneVoterSendsBeforeSync, 15),
     (PlantedFault::ReadBeforeOwnTermEntry, 1),
     (PlantedFault::ReadAnsweredByEarlierRound, 0),
