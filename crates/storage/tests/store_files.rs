@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use flotilla_storage::disk::FileDisk;
 use flotilla_storage::store::engine_files::{self, Depth, StoreReport};
-use flotilla_storage::store::{EngineOptions, EngineStore, StateStore, StoreView, WriteBatch, engine_rows};
+use flotilla_storage::store::{EngineOptions, EngineStore, StateStore, StoreError, StoreView, WriteBatch, engine_rows};
 use flotilla_storage::verify::{Audience, FileUse, Finding, Weight};
 use flotilla_types::{ByteSize, Rng};
 use std::collections::BTreeMap;
@@ -76,6 +76,30 @@ fn the_rows_are_those_the_engine_gives() {
     .expect("whole");
     assert_eq!(read.len(), rows.len());
     assert!(read == rows, "other values");
+}
+
+/// Which of two values of a key is the newer one, the engine tells by the numbers of their batches alone.
+#[test]
+fn a_store_whose_batches_changed_places_is_not_opened() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = EngineStore::open(folder.path(), EngineOptions::default()).expect("a new store");
+    for value in ["old", "new"] {
+        let mut batch = WriteBatch::with_capacity(1);
+        batch.put(Bytes::from_static(b"key"), Bytes::from(value));
+        store.write(batch).expect("room");
+    }
+    store.persist().expect("room");
+    drop(store);
+    let journal = folder.path().join("0.jnl");
+    let mut content = std::fs::read(&journal).expect("readable");
+    // Head, item, key, value and end of the first batch; the second one's number stands behind its kind and count.
+    let second = 13 + 21 + 3 + 3 + 13;
+    assert_eq!(content[second], 1, "a batch begins there");
+    content[second + 5] ^= 1 << 4;
+    content[5] ^= 1 << 5;
+    std::fs::write(&journal, &content).expect("writable");
+    let refused = EngineStore::open(folder.path(), EngineOptions::default()).map(drop);
+    assert!(matches!(&refused, Err(StoreError::Damaged(what)) if what.contains("0.jnl at byte 53")), "{refused:?}");
 }
 
 #[test]

@@ -192,6 +192,8 @@ fn visit_rows(rows: impl Iterator<Item = fjall::Guard>, visit: RowVisitor<'_>) -
 fn store_error(attempted: &str, error: fjall::Error) -> StoreError {
     let detail = match error {
         fjall::Error::Poisoned => format!("{attempted}: a thread of the engine failed before, as it does on a damaged table"),
+        fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => format!("{attempted}: a block does not match its checksum"),
+        fjall::Error::Io(ref source) | fjall::Error::Storage(LsmError::Io(ref source)) => format!("{attempted}: {source}"),
         _ => format!("{attempted}: {error:?}"),
     };
     match error {
