@@ -18,7 +18,7 @@ use crate::state_machine::{
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, RaftRole, Ready, Restored, StepError};
 use flotilla_storage::log::{LogBatch, LogRecord};
-use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaKey, Term};
+use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaId, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for the log.
@@ -449,15 +449,23 @@ impl Node {
         }
     }
 
-    /// Rows could not be read, though the state machine has not met them. Where there are no other copies, what
-    /// can be read is still served.
+    /// Rows could not be read, though the state machine has not met them. Where the other copies do not suffice now,
+    /// this one goes on with what it can read, and lets another lead.
     pub(crate) fn handle_damaged_rows(&mut self, key: ReplicaKey, detail: String) {
         let Some(replica) = self.replicas.get(&key.group).filter(|replica| replica.key == key) else { return };
-        if replica.group.membership().voters.len() < 3 {
-            let line = format!("{key} is damaged and has no other copies to be re-seeded from: {detail}");
-            self.out.notices.push(Notice::error(line).of_replica(key));
-        } else {
-            self.stop_replica(key, &StopReason::Damaged(detail));
+        let voters = &replica.group.membership().voters;
+        let is_there = |id: ReplicaId, node: NodeId| {
+            let voter = ReplicaKey { group: key.group, replica: id };
+            node != self.identity.node && self.link_is_up(node) && self.control.is_wanted(voter)
+        };
+        let others = voters.iter().filter(|(id, node)| is_there(**id, **node)).count();
+        if others > voters.len() / 2 {
+            return self.stop_replica(key, &StopReason::Damaged(detail));
+        }
+        let line = format!("{key} is damaged and cannot be re-seeded as long as so few of its other copies are there: {detail}");
+        self.out.notices.push(Notice::error(line).of_replica(key));
+        if replica.is_leader() {
+            self.hand_over_group(key.group);
         }
     }
 

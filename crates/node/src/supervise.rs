@@ -374,16 +374,21 @@ impl Node {
         self.shutting_down = true;
         let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
         for group in led {
-            let Some(replica) = self.replicas.get(&group).filter(|replica| !replica.group.is_transferring()) else { continue };
-            let me = replica.key.replica;
-            let progress = |id: ReplicaId| replica.group.progress(id).filter(|p| p.recently_active && !p.in_snapshot);
-            let best =
-                replica.group.membership().voters.keys().filter(|id| **id != me).filter_map(|id| Some((progress(*id)?.matched, *id))).max();
-            if let Some((_, to)) = best {
-                self.transfer(group, to);
-            }
+            self.hand_over_group(group);
         }
         self.report(now);
+    }
+
+    /// Hands the leadership of a group over to the voter that has most of its log, if another one is there.
+    pub(crate) fn hand_over_group(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get(&group).filter(|replica| !replica.group.is_transferring()) else { return };
+        let me = replica.key.replica;
+        let progress = |id: ReplicaId| replica.group.progress(id).filter(|p| p.recently_active && !p.in_snapshot);
+        let best =
+            replica.group.membership().voters.keys().filter(|id| **id != me).filter_map(|id| Some((progress(*id)?.matched, *id))).max();
+        if let Some((_, to)) = best {
+            self.transfer(group, to);
+        }
     }
 
     /// Whether leadership of anything that others could lead is still here.

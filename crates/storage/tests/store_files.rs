@@ -78,6 +78,60 @@ fn the_rows_are_those_the_engine_gives() {
     assert!(read == rows, "other values");
 }
 
+/// Which of two values of a key is the newer one, the engine tells by the numbers of their batches alone.
+#[test]
+fn a_journal_whose_batches_changed_places_is_cut_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = EngineStore::open(folder.path(), EngineOptions::default()).expect("a new store");
+    for value in ["old", "new"] {
+        let mut batch = WriteBatch::with_capacity(1);
+        batch.put(Bytes::from_static(b"key"), Bytes::from(value));
+        store.write(batch).expect("room");
+    }
+    store.persist().expect("room");
+    drop(store);
+    let journal = folder.path().join("0.jnl");
+    let mut content = std::fs::read(&journal).expect("readable");
+    // Head, item, key, value and end of the first batch; the second one's number stands behind its kind and count.
+    let second = 13 + 21 + 3 + 3 + 13;
+    assert_eq!(content[second], 1, "a batch begins there");
+    content[second + 5] ^= 1 << 4;
+    content[5] ^= 1 << 5;
+    std::fs::write(&journal, &content).expect("writable");
+    let (found, _) = heard(folder.path());
+    assert!(matches!(&found.findings[..], [Finding { weight: Weight::Damage, bytes, .. }] if bytes.start == 53), "{:?}", found.findings);
+    let store = EngineStore::open(folder.path(), EngineOptions::default()).expect("what is left is a prefix");
+    assert_eq!(store.journal_cut(), Some(("0.jnl", 53)));
+    assert_eq!(store.get(b"key").expect("readable").as_deref(), Some(&b"old"[..]));
+}
+
+/// A power cut may take a sector that was not synced, and leave later ones.
+#[test]
+fn a_journal_with_a_hole_is_cut_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = store_in(folder.path());
+    let store = EngineStore::open(folder.path(), EngineOptions::default()).expect("whole");
+    assert_eq!(store.journal_cut(), None);
+    let batch = |value: &'static str| {
+        let mut batch = WriteBatch::with_capacity(1);
+        batch.put(Bytes::from_static(b"\xF0key"), Bytes::from_static(value.as_bytes()));
+        batch
+    };
+    store.write(batch("first")).and_then(|()| store.persist()).expect("room");
+    let used = |heard: &Heard| heard.files.iter().filter(|file| file.file.ends_with(".jnl")).map(|file| file.bytes_used).max();
+    let hole = used(&heard(folder.path()).0).expect("a journal");
+    store.write(batch("second")).and_then(|()| store.write(batch("third"))).and_then(|()| store.persist()).expect("room");
+    drop(store);
+    let journal = heard(folder.path()).0.files.iter().rfind(|file| file.file.ends_with(".jnl")).expect("a journal").file.clone();
+    let mut content = std::fs::read(&journal).expect("readable");
+    content[hole as usize..][..20].fill(0);
+    std::fs::write(&journal, &content).expect("writable");
+    let store = EngineStore::open(folder.path(), EngineOptions::default()).expect("what is left is a prefix");
+    assert_eq!(store.journal_cut().map(|(_, offset)| offset), Some(hole));
+    assert_eq!(store.get(b"\xF0key").expect("readable").as_deref(), Some(&b"first"[..]));
+    assert!(rows.iter().all(|(key, value)| store.get(key).expect("readable").as_deref() == Some(&value[..])));
+}
+
 #[test]
 fn tables_are_looked_at_though_their_list_is_damaged() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -33,9 +33,9 @@ pub(super) enum Kind {
 /// A file that has not been damaged yet, and what is done to it. Half of the time any file is as likely as the
 /// next, half of the time any byte that counts is; one time in five a file is cut.
 pub(super) fn choose(rng: &mut Rng, files: &[Target], spoilt: &[PathBuf], done: &[Damage]) -> Option<Damage> {
-    let is_free = |target: &&Target| {
-        target.bytes > 0 && !spoilt.contains(&target.file) && done.iter().all(|damage| damage.target.file != target.file)
-    };
+    let taken: Vec<&Path> =
+        spoilt.iter().map(PathBuf::as_path).chain(done.iter().map(|damage| damage.target.file.as_path())).map(unit).collect();
+    let is_free = |target: &&Target| target.bytes > 0 && !taken.contains(&unit(&target.file));
     let free: Vec<&Target> = files.iter().filter(is_free).collect();
     let target = if rng.chance(1, 2) {
         *rng.pick(&free)?
@@ -52,6 +52,14 @@ pub(super) fn choose(rng: &mut Rng, files: &[Target], spoilt: &[PathBuf], done: 
     let reach = if rng.chance(4, 5) && target.bytes_used > 0 { target.bytes_used } else { target.bytes };
     let kind = if rng.chance(1, 5) { Kind::Cut } else { Kind::Flip { bit: rng.below(8) as u8 } };
     Some(Damage { target: target.clone(), offset: rng.below(reach), kind })
+}
+
+/// What damage to a file is told of: a list of tables and the file `current`, which has its checksum, are of one piece.
+fn unit(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if folder.parent().is_some_and(|above| above.ends_with("keyspaces")) => folder,
+        _ => file,
+    }
 }
 
 /// All files below a folder; of a running node nobody can say how much counts.

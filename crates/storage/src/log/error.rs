@@ -27,13 +27,17 @@ pub enum LogError {
         known: u32,
     },
     /// A file has the name of a log segment, but is none.
-    #[error("{file} has the name of a log segment, but is something else")]
+    #[error(
+        "{file} has the name of a log segment, but is something else: put the segment back, or, if other nodes have its data, start an empty data-dir under this node's name with --join and --replace"
+    )]
     Foreign {
         /// The file.
         file: String,
     },
     /// So much is damaged that the node's identity or the list of its replicas is lost.
-    #[error("the raft log cannot be recovered: {file} is damaged at byte {offset}: {reason}")]
+    #[error(
+        "the raft log cannot be recovered: {file} is damaged at byte {offset}: {reason}; put the file back, or, if other nodes have its data, start an empty data-dir under this node's name with --join and --replace"
+    )]
     Unrecoverable {
         /// The file.
         file: String,

@@ -7,10 +7,10 @@
 //! - A write blocks while the engine has four full memtables or too many unmerged tables. That is why
 //!   writes belong to a thread of their own.
 //!
-//! The engine believes its journals' batch numbers and its lists of tables without looking at a checksum, cuts a
-//! journal where it cannot read on, and may panic on a damaged list. So [`EngineStore::open`] first has
-//! [`engine_files`] read what the engine would believe. What a crash leaves at the end of the last journal is cut in silence;
-//! that is caught one level up: the applied index then lies below what the Raft log was purged up to, or the
+//! The engine believes its journals' batch numbers and its lists of tables without looking at a checksum, refuses
+//! or cuts a journal where it cannot read on, and may panic on a damaged list. So [`EngineStore::open`] first has
+//! [`engine_files`] read what the engine would believe, and cuts the last journal where it ends to make sense. What that
+//! loses is caught one level up: the applied index then lies below what the Raft log was purged up to, or the
 //! log applies it again.
 
 use super::engine_files::{self, Depth};
@@ -47,6 +47,7 @@ pub struct EngineOptions {
 pub struct EngineStore {
     database: Database,
     rows: Keyspace,
+    cut: Option<(String, u64)>,
 }
 
 /// A view of the store on disk. It holds back the merging of what it sees: drop it soon.
@@ -72,7 +73,12 @@ impl EngineStore {
     /// # Errors
     /// If it is in use, damaged, of an unknown format, or cannot be read.
     pub fn open(folder: &Path, options: EngineOptions) -> Result<EngineStore, StoreError> {
-        EngineStore::verify(folder, Depth::Lists)?;
+        let cut = EngineStore::verify(folder, Depth::Lists)?;
+        if let Some((journal, length)) = &cut {
+            let file = std::fs::File::options().write(true).open(folder.join(journal));
+            file.and_then(|file| file.set_len(*length).and_then(|()| file.sync_all()))
+                .map_err(|source| io_error(format!("cutting the journal {journal}"), source))?;
+        }
         let database = Database::builder(folder)
             .cache_size(options.cache_bytes.0)
             .max_journaling_size(options.journal_bytes_max.0.max(JOURNAL_BYTES_MIN))
@@ -85,22 +91,30 @@ impl EngineStore {
             })?;
         let keyspace_options = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes.0).manual_journal_persist(true);
         let rows = database.keyspace(KEYSPACE, keyspace_options).map_err(|error| store_error("opening", error))?;
-        Ok(EngineStore { database, rows })
+        Ok(EngineStore { database, rows, cut })
     }
 
-    /// Holds the store's files against their checksums, without opening it.
+    /// Which journal was cut when the store was opened, and where: the writes behind that are gone from it.
+    pub fn journal_cut(&self) -> Option<(&str, u64)> {
+        self.cut.as_ref().map(|(journal, offset)| (journal.as_str(), *offset))
+    }
+
+    /// Holds the store's files against their checksums, without opening it. Gives the last journal and from where on it
+    /// is to be cut, if it is.
     ///
     /// # Errors
     /// The first damage.
-    pub fn verify(folder: &Path, depth: Depth) -> Result<(), StoreError> {
+    pub fn verify(folder: &Path, depth: Depth) -> Result<Option<(String, u64)>, StoreError> {
         if !folder.is_dir() || is_of_later_format(folder) {
-            return Ok(());
+            return Ok(None);
         }
         let mut damage = FirstDamage(None);
-        engine_files::verify(&|name| FileDisk::read_only(folder.join(name)), depth, &mut damage);
+        let report = engine_files::verify(&|name| FileDisk::read_only(folder.join(name)), depth, &mut damage);
         match damage.0 {
-            Some(Finding { file, bytes, what, .. }) => Err(StoreError::Damaged(format!("{file} at byte {}: {what}", bytes.start))),
-            None => Ok(()),
+            Some(Finding { file, bytes, what, .. }) if !report.is_whole => {
+                Err(StoreError::Damaged(format!("{file} at byte {}: {what}", bytes.start)))
+            }
+            _ => Ok(report.cut),
         }
     }
 }
@@ -192,6 +206,8 @@ fn visit_rows(rows: impl Iterator<Item = fjall::Guard>, visit: RowVisitor<'_>) -
 fn store_error(attempted: &str, error: fjall::Error) -> StoreError {
     let detail = match error {
         fjall::Error::Poisoned => format!("{attempted}: a thread of the engine failed before, as it does on a damaged table"),
+        fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => format!("{attempted}: a block does not match its checksum"),
+        fjall::Error::Io(ref source) | fjall::Error::Storage(LsmError::Io(ref source)) => format!("{attempted}: {source}"),
         _ => format!("{attempted}: {error:?}"),
     };
     match error {

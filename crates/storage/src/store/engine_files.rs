@@ -52,7 +52,9 @@ pub struct StoreReport {
     pub trees: BTreeMap<u64, Vec<Vec<TableFile>>>,
     /// Batches in the journals.
     pub batches: u64,
-    /// Whether nothing is damaged.
+    /// The last journal and from where on it does not count: it is to be cut there before the engine reads it.
+    pub cut: Option<(String, u64)>,
+    /// Whether the store can be used, once its last journal is cut.
     pub is_whole: bool,
 }
 
@@ -125,6 +127,7 @@ impl<D: Disk> Check<'_, D> {
         let mut journals = Journals::default();
         self.report.is_whole &= journals.read_all(root, self.audience, None)?;
         self.report.batches = journals.batches;
+        self.report.cut = journals.cut;
         for name in names.iter().filter(|name| !["version", "keyspaces"].contains(&name.as_str()) && !name.ends_with(".jnl")) {
             self.unused(root, name);
         }
@@ -149,7 +152,8 @@ impl<D: Disk> Check<'_, D> {
         let disk = (self.folder)(&format!("keyspaces/{id}"));
         let names = disk.list()?;
         if !names.iter().any(|name| name == "current") {
-            if id == 0 || names.iter().any(|name| name.starts_with('v')) {
+            // It is written last when a tree is made, and trees are made before anything is written to them.
+            if self.report.batches > 0 {
                 self.damage(Finding::damage(disk.path("current"), 0..0, "the file is missing", RESEED));
             } else {
                 self.audience.finding(Finding::note(disk.path(""), 0..0, "a tree that was never finished", LEFT_OVER));

@@ -3,7 +3,11 @@
 //! The engine reads a journal up to the first batch that it cannot read, and cuts the file there. That is right
 //! for what a crash left at the very end, and loses what follows if it is damage. And it never checks a batch's
 //! number, by which it decides which of two values is the newer one. So a journal is held against what is known
-//! of it: each batch has a checksum, numbers rise, only the last journal's end may be torn.
+//! of it: each batch has a checksum, numbers rise, journals before the last are whole.
+//!
+//! Of the last one nobody knows how much was synced: a power cut may leave a hole with whole batches behind it. So it
+//! is cut at the first batch that is not as it must be, whatever the reason. What is left is a prefix, which is all
+//! that the store promises: what is missing lies in the Raft log, or the log says that its replicas have lost it.
 //!
 //! ```text
 //! batch  u8 1, u32 items, u64 number; the items; u8 3, u64 XXH3-64 of the items, "FJL" 03
@@ -31,7 +35,8 @@ const END_MAGIC: &[u8] = b"FJL\x03";
 const NUMBERS_SKIPPED_MAX: u64 = 4096;
 
 const RESEED: &str = "start the node: it gives its damaged store up and fetches everything from the other nodes";
-const CUT: &str = "nothing to do: it is cut when the node starts, and applied again from the log";
+const CUT: &str =
+    "start the node: the journal is cut there, and what lay behind is applied again from the log, or its replicas are re-seeded";
 
 /// Is shown the number of a batch and one of its items.
 pub type ItemVisitor<'a> = &'a mut dyn FnMut(u64, Item<'_>);
@@ -52,6 +57,8 @@ pub struct Item<'a> {
 pub(super) struct Journals {
     /// The last batch's number.
     number: Option<u64>,
+    /// From where on the newest journal must not be read.
+    pub(super) cut: Option<(String, u64)>,
     pub(super) batches: u64,
 }
 
@@ -221,36 +228,44 @@ impl Journals {
         let mut window = Window { disk, file, length, base: 0, bytes: Vec::new() };
         let (mut at, mut is_whole) = (0, true);
         let end = loop {
-            match window.batch(at, visit) {
-                Ok(batch) => {
-                    if let Some(what) = self.misplaced(batch.number) {
-                        is_whole = false;
-                        audience.finding(Finding::damage(&path, at..batch.end, what, RESEED));
-                    }
-                    self.number = Some(batch.number);
-                    self.batches += 1;
-                    at = batch.end;
-                }
+            let batch = match window.batch(at, &mut None) {
+                Ok(batch) => batch,
                 Err(Failure::Disk(error)) => return Err(error),
-                Err(Failure::Bad(reason)) => match window.next_batch(at + 1)? {
-                    Some(next) => {
-                        is_whole = false;
-                        let what = format!("{reason}, and whole batches follow: the engine would drop them all");
-                        audience.finding(Finding::damage(&path, at..next, what, RESEED));
-                        at = next;
+                Err(Failure::Bad(_)) if window.is_zero_from(at)? => break at,
+                Err(Failure::Bad(reason)) if is_newest => {
+                    let what = match window.next_batch(at + 1)? {
+                        Some(_) => format!("{reason}, and whole batches follow, as a power cut may leave it; or it is damage"),
+                        None => format!("the last write is not whole: {reason}"),
+                    };
+                    audience.finding(Finding::note(&path, at..length, what, CUT));
+                    self.cut = Some((name.to_owned(), at));
+                    break at;
+                }
+                Err(Failure::Bad(reason)) => {
+                    is_whole = false;
+                    let next = window.next_batch(at + 1)?;
+                    audience.finding(Finding::damage(&path, at..next.unwrap_or(length), format!("{reason}; more follows"), RESEED));
+                    match next {
+                        Some(next) => at = next,
+                        None => break at,
                     }
-                    None if window.is_zero_from(at)? => break at,
-                    None if is_newest => {
-                        audience.finding(Finding::note(&path, at..length, format!("the last write is not whole: {reason}"), CUT));
-                        break at;
-                    }
-                    None => {
-                        is_whole = false;
-                        audience.finding(Finding::damage(&path, at..length, format!("{reason}; the next journal follows"), RESEED));
-                        break at;
-                    }
-                },
+                    continue;
+                }
+            };
+            if let Some(what) = self.misplaced(batch.number) {
+                audience.finding(Finding::damage(&path, at..batch.end, what, if is_newest { CUT } else { RESEED }));
+                if is_newest {
+                    self.cut = Some((name.to_owned(), at));
+                    break at;
+                }
+                is_whole = false;
             }
+            if visit.is_some() {
+                drop(window.batch(at, visit));
+            }
+            self.number = Some(batch.number);
+            self.batches += 1;
+            at = batch.end;
         };
         audience.progress(length);
         audience.file(FileUse { file: path, bytes: length, bytes_used: end });
