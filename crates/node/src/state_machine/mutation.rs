@@ -253,6 +253,9 @@ impl Mutations {
             return Err(MutationError::UnknownKind(kind));
         }
         let condition = decode_condition(&mut self.reader)?;
+        if kind == KIND_EXPIRE && !condition.is_always() {
+            return Err(DecodeError::Invalid("condition of an expiry", 1).into());
+        }
         let key = Key::new(self.reader.bytes("key")?)?;
         Ok(match kind {
             KIND_PUT => Mutation::Put { key, value: self.reader.bytes("value")?, ttl: None, condition },
@@ -428,6 +431,13 @@ mod tests {
         // One within another would be one that its own record hides.
         let nested = [&b"\x01\0\0\0\0\0\0\0\0"[..], &[6], &[0; 16], &[6]].concat();
         assert_eq!(read(nested.into()), Err(MutationError::UnknownKind(6)));
+    }
+
+    /// Found by fuzzing: it was read, and its condition forgotten.
+    #[test]
+    fn an_expiry_has_no_condition() {
+        let data = b"\x01\0\0\0\0\0\0\0\0\x05\x01\x01\0\0\0f";
+        assert_eq!(read(Bytes::from_static(data)), Err(DecodeError::Invalid("condition of an expiry", 1).into()));
     }
 
     #[test]

@@ -107,7 +107,9 @@ impl<B: Backend> Exchange<'_, B> {
         };
         // Silently written once more, or kept for ever, would be worse than refused.
         let takes_ids = matches!(route, Route::KvPut(_) | Route::KvDelete(_) | Route::KvIncrement(_) | Route::Batch);
-        if is_write(self.method) && !takes_ids && self.headers.contains_key(IDEMPOTENCY_KEY) {
+        // What is refused anyway has a better reason for it.
+        let is_route = !matches!(route, Route::WrongMethod(_) | Route::Unknown);
+        if is_write(self.method) && is_route && !takes_ids && self.headers.contains_key(IDEMPOTENCY_KEY) {
             return Err(not_built("the header Idempotency-Key on this route"));
         }
         match route {

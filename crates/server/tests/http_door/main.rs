@@ -410,6 +410,7 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
             ("POST", "/v1/nothing", &[], "{}", 404, "no_route"),
             ("POST", "/v1/kv/a", &[], "v", 405, "method_not_allowed"),
             ("PATCH", "/v1/cluster", &[], "", 405, "method_not_allowed"),
+            ("QUERY", "/v1/kv/a", &["Idempotency-Key: 1"], "", 405, "method_not_allowed"),
             ("OPTIONS", "/v1/kv/a", &[], "", 405, "method_not_allowed"),
             ("POST", "/v1/cluster/nodes", &[], "{", 400, "bad_body"),
             ("POST", "/v1/cluster/nodes", &["Origin: http://evil.example"], "{}", 403, "cross_origin"),
