@@ -127,5 +127,7 @@ fn parse(head: &[u8]) -> Option<AnswerHead> {
 /// A problem document's code.
 fn code_of(body: &[u8]) -> String {
     let problem: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    problem.and_then(|problem| Some(problem["code"].as_str()?.to_owned())).unwrap_or_default()
+    // Numbers aside, a detail is one of few.
+    let text = |problem: &serde_json::Value, name: &str| problem[name].as_str().map(|text| text.replace(|c: char| c.is_ascii_digit(), ""));
+    problem.and_then(|problem| Some(format!("{} ({})", text(&problem, "code")?, text(&problem, "detail")?))).unwrap_or_default()
 }

@@ -252,7 +252,16 @@ impl Failure {
     }
 }
 
+/// A request with more bytes than this is a large one.
+pub const LARGE_REQUEST_BYTES: usize = 64 << 10;
+
 impl Request {
+    /// Whether it must leave room for others: of every bound on bytes large requests get the first half, small ones all of
+    /// it, so that a few that write large values do not turn away the many that write small ones.
+    pub fn is_large(&self) -> bool {
+        self.bytes() > LARGE_REQUEST_BYTES
+    }
+
     /// Whether it changes data, so that its failure needs an outcome.
     pub fn is_write(&self) -> bool {
         match self {

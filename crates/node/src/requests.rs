@@ -78,8 +78,10 @@ impl Requests {
         self.bytes
     }
 
-    fn admit(&mut self, ticket: Ticket, bytes: usize) -> bool {
-        if self.under_way.len() >= self.requests_max || self.bytes + bytes > self.bytes_max {
+    fn admit(&mut self, ticket: Ticket, request: &Request) -> bool {
+        let bytes = request.bytes();
+        let leaves_no_room = request.is_large() && self.bytes > self.bytes_max / 2;
+        if self.under_way.len() >= self.requests_max || self.bytes + bytes > self.bytes_max || leaves_no_room {
             return false;
         }
         self.bytes += bytes;
@@ -101,7 +103,7 @@ impl Node {
         if self.shutting_down {
             return self.out.replies.push((ticket, failed(FailureReason::ShuttingDown, "this node is shutting down: ask another")));
         }
-        if !self.requests.admit(ticket, request.bytes()) {
+        if !self.requests.admit(ticket, &request) {
             self.stats.refused += 1;
             let detail = format!("{} requests are under way at this node: try again shortly", self.requests.under_way.len());
             return self.out.replies.push((ticket, failed(FailureReason::Overloaded, detail)));
@@ -174,7 +176,8 @@ impl Node {
 
     /// Takes a request in at the leader it is meant for.
     fn accept(&mut self, group: GroupId, waiter: Waiter, request: Request, now: Now) {
-        let writes_refused = self.unapplied_bytes > self.config.unapplied_bytes_max;
+        let share = if request.is_large() { 2 } else { 1 };
+        let writes_refused = self.unapplied_bytes > self.config.unapplied_bytes_max / share;
         let needs_time = request.needs_time();
         let time_is_known = !needs_time || self.clock(now) > Timestamp(0);
         let Some(replica) = self.replicas.get_mut(&group) else { return };
@@ -201,7 +204,7 @@ impl Node {
                     self.stats.refused += 1;
                     return self.refuse(waiter.to, FailureReason::DiskFull, DISK_FULL);
                 }
-                if writes_refused || replica.pending_bytes > PENDING_BYTES_MAX {
+                if writes_refused || replica.pending_bytes > PENDING_BYTES_MAX / share {
                     self.stats.refused += 1;
                     return self.refuse(
                         waiter.to,

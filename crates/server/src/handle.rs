@@ -108,9 +108,11 @@ impl NodeHandle {
         let mut tickets = shared.tickets.borrow_mut();
         let limits = shared.limits;
         // One request larger than the bound is let through when there is nothing else.
-        let full_of_bytes = tickets.in_flight() > 0 && tickets.bytes_in_flight() + bytes > limits.request_bytes_max;
+        let held = tickets.bytes_in_flight();
+        let leaves_no_room = request.is_large() && held > limits.request_bytes_max / 2;
+        let full_of_bytes = tickets.in_flight() > 0 && (held + bytes > limits.request_bytes_max || leaves_no_room);
         if tickets.in_flight() >= limits.requests_max || full_of_bytes {
-            let (count, held) = (tickets.in_flight(), tickets.bytes_in_flight());
+            let count = tickets.in_flight();
             shared.count(|stats| stats.refused += 1);
             let detail = format!("{count} requests with {held} bytes are under way on this node: try again later");
             return Err(Failure::not_applied(FailureReason::Overloaded, detail));

@@ -9,7 +9,9 @@
 
 use super::answer::Answer;
 use super::backend::Backend;
+use super::door::Door;
 use super::handler::{condition_problem, refusal_problem};
+use crate::answer_bytes::no_room;
 use bytes::Bytes;
 use flotilla_api::http::{BatchOp, BatchResult, batch_answer};
 use flotilla_api::{ErrorCode, Problem};
@@ -45,10 +47,10 @@ struct Batch<B> {
 type Chain = Vec<(usize, BatchOp)>;
 
 /// Does the operations, each once.
-pub(super) async fn run<B: Backend>(backend: &Rc<B>, ops: Vec<BatchOp>, id: Option<Bytes>, timeout: Duration) -> Answer {
+pub(super) async fn run<B: Backend>(door: &Door<B>, ops: Vec<BatchOp>, id: Option<Bytes>, timeout: Duration) -> Answer {
     let deadline = Instant::now() + timeout;
     let (gets, bytes_left) = (Semaphore::new(GETS_MAX), Cell::new(ANSWER_BYTES_MAX));
-    let batch = Rc::new(Batch { backend: backend.clone(), deadline, id, gets, bytes_left });
+    let batch = Rc::new(Batch { backend: door.backend.clone(), deadline, id, gets, bytes_left });
     let mut results: Vec<BatchResult> = ops.iter().map(|op| lost(op.is_write())).collect();
     let mut chains = chains_of(ops).into_iter();
     let mut under_way = JoinSet::new();
@@ -65,7 +67,14 @@ pub(super) async fn run<B: Backend>(backend: &Rc<B>, ops: Vec<BatchOp>, id: Opti
             None => break,
         }
     }
-    Answer::json(StatusCode::OK, batch_answer(&results))
+    // What was done is told also where there is no room for what was read.
+    let answer = door.answers.hold(batch_answer(&results).into()).unwrap_or_else(|| {
+        results.iter_mut().filter(|result| matches!(result, BatchResult::Value { .. })).for_each(|result| {
+            *result = failed(Problem::new(ErrorCode::Overloaded, no_room().detail), None);
+        });
+        batch_answer(&results).into()
+    });
+    Answer::json(StatusCode::OK, answer)
 }
 
 /// The operations by key, the keys in the order in which they come first.

@@ -7,6 +7,7 @@
 use super::door_metrics::DoorMetrics;
 use super::options::HttpOptions;
 use crate::answer_bytes::AnswerBytes;
+use flotilla_node::request::LARGE_REQUEST_BYTES;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -196,9 +197,11 @@ impl Drop for Registration {
 }
 
 impl Reservation {
-    /// Whether there is room for `bytes` more at this moment.
+    /// Whether there is room for `bytes` more at this moment; a large body leaves half of it to small ones.
     pub(super) fn would_fit(&self, bytes: u64, bytes_max: usize) -> bool {
-        self.door.body_bytes.get() as u64 + bytes <= bytes_max as u64
+        let held = self.door.body_bytes.get();
+        let leaves_no_room = bytes > LARGE_REQUEST_BYTES as u64 && held > bytes_max / 2;
+        held as u64 + bytes <= bytes_max as u64 && !leaves_no_room
     }
 
     /// Counts `bytes` more, unless that would pass the bound.

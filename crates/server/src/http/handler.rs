@@ -188,7 +188,7 @@ impl<B: Backend> Exchange<'_, B> {
                 let ops = parse_batch(&json, value_bytes_max)?;
                 drop(json);
                 let timeout = self.rest_of(timeout, began_ms)?;
-                Ok(batch::run(&self.door.backend, ops, id.map(Bytes::copy_from_slice), timeout).await)
+                Ok(batch::run(self.door, ops, id.map(Bytes::copy_from_slice), timeout).await)
             }
             Route::Cluster => {
                 let reply = self.door.backend.request(NodeRequest::ClusterStatus, query.timeout()?).await;

@@ -29,7 +29,7 @@ use crate::answer_bytes::no_room;
 use crate::mailbox::Inbox;
 use flotilla_node::event::Event;
 use flotilla_node::message::{Channel, PeerMessage};
-use flotilla_node::request::{Failure, FailureReason, Reply};
+use flotilla_node::request::{Failure, FailureReason, LARGE_REQUEST_BYTES, Reply};
 use flotilla_node::scan::ScanPart;
 use flotilla_types::{ByteSize, ClusterId, NodeId, Rng};
 use outgoing::Outgoing;
@@ -205,8 +205,6 @@ impl Links {
     /// snapshot given up; everything else is dropped, as Raft expects of a network.
     pub fn send(&self, to: NodeId, message: &PeerMessage) {
         let limit = self.0.options.buffer_bytes_max.0;
-        // What clients ask and are answered leaves room: a link full of values must not cost a leader its heartbeats.
-        let limit_now = if is_for_clients(message) { limit / 2 } else { limit };
         let peers = self.0.peers.borrow();
         let Some(peer) = peers.get(&to) else {
             drop(peers);
@@ -217,7 +215,7 @@ impl Links {
             Channel::Main => peer.main.push(message, limit),
             Channel::Bulk => peer.bulk.push(message, limit),
         };
-        let queued = push(message, limit_now) || in_short(message).is_some_and(|short| push(&short, limit));
+        let queued = push(message, limit - room_left_by(message, limit)) || in_short(message).is_some_and(|short| push(&short, limit));
         count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
         if queued {
             self.0.dirty.borrow_mut().insert(to);
@@ -367,8 +365,17 @@ impl Links {
     }
 }
 
-fn is_for_clients(message: &PeerMessage) -> bool {
-    matches!(message, PeerMessage::Forward(_) | PeerMessage::Reply { .. } | PeerMessage::Scan(_) | PeerMessage::ScanPart { .. })
+/// How much of a link's room a message must leave: what clients ask and are answered leaves some, since a link full of it must
+/// not cost a leader its heartbeats, and large values leave more, since small ones shall still find room.
+fn room_left_by(message: &PeerMessage, limit: u64) -> u64 {
+    let is_large = match message {
+        PeerMessage::Forward(forward) => forward.request.is_large(),
+        PeerMessage::Reply { reply: Reply::Value { value, .. }, .. } => value.len() > LARGE_REQUEST_BYTES,
+        PeerMessage::Reply { reply: Reply::Stale { .. }, .. } | PeerMessage::ScanPart { .. } => true,
+        PeerMessage::Reply { .. } | PeerMessage::Scan(_) => false,
+        _ => return 0,
+    };
+    if is_large { limit / 2 } else { limit / 4 }
 }
 
 /// What an answer is cut down to where there is no room for it: whoever asked need not wait in vain. Writes have short ones.
