@@ -13,7 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["types"]),
     ("node", &["types", "consensus", "storage"]),
     ("server", &["types", "storage", "node", "api"]),
-    ("fuzzing", &["types", "consensus", "storage", "node", "api", "server"]),
+    ("fuzzing", &["types", "consensus", "storage", "node", "api", "server", "flotilla"]),
     ("sim", &["types", "storage", "node", "consensus"]),
     ("flotilla", &["types", "storage", "node", "api", "server"]),
     ("harness", &["types", "api", "node", "server", "flotilla"]),

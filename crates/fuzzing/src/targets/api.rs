@@ -1,8 +1,9 @@
 //! Text that clients send, and the JSON that is made of their bytes.
 
 use flotilla_api::http::{
-    DELETE_RANGE_PARAMETERS, LIMIT_MAX, Query, SCAN_PARAMETERS, ScanParameters, decode_key, decode_segment, encode_key, increment_answer,
-    parse_if_match, parse_if_none_match, parse_range, put_answer, scan_page, wants_lines, write_etag, write_item,
+    BatchOp, DELETE_RANGE_PARAMETERS, LIMIT_MAX, Query, SCAN_PARAMETERS, ScanParameters, decode_key, decode_segment, encode_key,
+    increment_answer, parse_batch, parse_if_match, parse_if_none_match, parse_range, put_answer, scan_page, wants_lines, write_etag,
+    write_item, write_put_op,
 };
 use flotilla_api::{ErrorCode, Problem, base64 as base64_of};
 use flotilla_node::request::RequestId;
@@ -58,6 +59,29 @@ pub(super) fn query_seeds() -> Vec<Vec<u8>> {
         "ttl=30s&by=-9223372036854775808",
         "prefix=user%2F&start=a&end=b&limit=10&reverse=true&keys_only=1",
         "text/html, application/x-ndjson;q=0.5",
+    ])
+}
+
+pub(super) fn batch(input: &[u8]) {
+    const VALUE_BYTES_MAX: usize = 64 << 10;
+    let Ok(ops) = parse_batch(input, VALUE_BYTES_MAX) else { return };
+    let puts: Vec<BatchOp> =
+        ops.into_iter().filter(|op| matches!(op, BatchOp::Put { ttl: None, condition, .. } if condition.is_always())).collect();
+    let mut json = b"{\"ops\":[".to_vec();
+    for (number, op) in puts.iter().enumerate() {
+        let BatchOp::Put { key, value, .. } = op else { continue };
+        json.extend_from_slice(if number == 0 { b"" } else { b"," });
+        write_put_op(&mut json, key.as_bytes(), value, None);
+    }
+    json.extend_from_slice(b"]}");
+    assert_eq!(parse_batch(&json, VALUE_BYTES_MAX), Ok(puts));
+}
+
+pub(super) fn batch_seeds() -> Vec<Vec<u8>> {
+    seeds(&[
+        r#"{"ops":[]}"#,
+        r#"{"ops":[{"put":{"key":"a","value":"1"}},{"get":{"key":"a"}},{"delete":{"key":"b","if_version":0}}]}"#,
+        r#"{"ops":[{"put":{"key_b64":"/w==","value_b64":"AAE=","ttl":"30s","if_version":42}}]}"#,
     ])
 }
 

@@ -1,6 +1,7 @@
 //! The targets, by the crate whose decoders they try.
 
 mod api;
+mod lines;
 mod node;
 mod server;
 mod storage;
@@ -15,6 +16,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cursor", run: api::cursor, seeds: api::cursor_seeds },
     Target { name: "etag", run: api::etag, seeds: api::etag_seeds },
     Target { name: "json_answers", run: api::json_answers, seeds: api::json_answers_seeds },
+    Target { name: "batch", run: api::batch, seeds: api::batch_seeds },
+    Target { name: "ndjson_line", run: lines::ndjson_line, seeds: lines::ndjson_line_seeds },
     Target { name: "log_record", run: storage::log_record, seeds: storage::log_record_seeds },
     Target { name: "log_recovery", run: storage::log_recovery, seeds: storage::log_recovery_seeds },
     Target { name: "mutations", run: node::mutations, seeds: node::mutations_seeds },
