@@ -121,6 +121,8 @@ pub struct Node {
     pub(crate) control: ControlState,
     pub(crate) replicas: BTreeMap<GroupId, Replica>,
     pub(crate) tombstones: BTreeSet<ReplicaKey>,
+    /// Recovery named damage when this process started.
+    pub(crate) found_damage: bool,
     pub(crate) links: BTreeMap<NodeId, Link>,
     /// Groups that may have something to propose, to read or to send.
     pub(crate) dirty: BTreeSet<GroupId>,
@@ -193,6 +195,7 @@ impl Node {
             dirty: BTreeSet::new(),
             replicas: BTreeMap::new(),
             tombstones: recovered.tombstones.clone(),
+            found_damage: !recovered.damage.is_empty(),
             control,
             config,
             identity,

@@ -437,7 +437,9 @@ impl Node {
     /// The state machine cannot go on here. Damage is healed from the others; an entry of a later
     /// format is not, since every replica of this version stops at it.
     pub(crate) fn stop_replica(&mut self, key: ReplicaKey, reason: &StopReason) {
-        let alone = self.replicas.get(&key.group).is_some_and(|replica| replica.group.membership().voters.len() < 3);
+        // Where records were lost, a replica that knows of no voters may be one that was made anew: its leader has the others.
+        let fewest = usize::from(self.found_damage);
+        let alone = self.replicas.get(&key.group).is_some_and(|replica| (fewest..3).contains(&replica.group.membership().voters.len()));
         match reason {
             StopReason::Damaged(detail) if !alone => {
                 self.out.notices.push(

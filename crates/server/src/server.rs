@@ -368,7 +368,8 @@ fn open_store(limits: &Limits, data_dir: &DataDir) -> Result<(StoreWorker<Engine
     let options = EngineOptions { cache_bytes: limits.store_cache_bytes, ..EngineOptions::default() };
     let store = EngineStore::open(&data_dir.store(), options)?;
     if let Some((journal, offset)) = store.journal_cut() {
-        tracing::warn!(
+        // As after any crash; whoever has lost something by it is named when the node starts.
+        tracing::info!(
             "the store's journal {journal} was cut at byte {offset}, where it could not be read on: what lay behind is applied again from the log, or its replicas are re-seeded"
         );
     }
