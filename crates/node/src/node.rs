@@ -123,6 +123,9 @@ pub struct Node {
     pub(crate) tombstones: BTreeSet<ReplicaKey>,
     /// Recovery named damage when this process started.
     pub(crate) found_damage: bool,
+    /// Replicas below this id were perhaps made here before, and all that told of them was damaged: they are never made
+    /// anew, since they may have voted. `None`: not known yet, since the control state here may be old.
+    pub(crate) first_new_replica: Option<u64>,
     pub(crate) links: BTreeMap<NodeId, Link>,
     /// Groups that may have something to propose, to read or to send.
     pub(crate) dirty: BTreeSet<GroupId>,
@@ -196,6 +199,7 @@ impl Node {
             replicas: BTreeMap::new(),
             tombstones: recovered.tombstones.clone(),
             found_damage: !recovered.damage.is_empty(),
+            first_new_replica: recovered.damage.is_empty().then_some(0),
             control,
             config,
             identity,

@@ -323,6 +323,14 @@ impl Node {
                 false
             }
             Standing::Wanted(_) if !self.replicas.contains_key(&key.group) && self.is_wanted_here(key) => {
+                // The sender comes back: by then the control state is confirmed.
+                let Some(first_new) = self.first_new_replica else { return false };
+                if key.replica.0 < first_new {
+                    let line = format!("the log is damaged, and {key} may have lain there: it will be re-seeded from the other replicas");
+                    self.out.notices.push(Notice::error(line).of_replica(key));
+                    self.retire_damaged(key);
+                    return false;
+                }
                 self.log.push(LogRecord::Created { replica: key, start: Node::NOWHERE });
                 let config = GroupConfig { replica: key.replica, ..self.config.group.clone() };
                 let restored = Restored {

@@ -196,6 +196,9 @@ impl Node {
 
     /// Tells the control group's voters how this node is.
     fn report(&mut self, now: Now) {
+        if self.first_new_replica.is_none() && self.knows_control_now() {
+            self.first_new_replica = Some(self.control.next_replica);
+        }
         // Given up here but still wanted: asked for again after a restart too, when only the tombstone tells.
         let given_up = self.tombstones.iter().filter(|key| matches!(self.control.standing(**key), Standing::Wanted(_)));
         self.supervision.reseeds.extend(given_up);
@@ -455,6 +458,7 @@ impl Node {
     pub(crate) fn handle_control_epoch(&mut self, epoch: u64, now: Now) {
         if epoch <= self.control.epoch {
             self.supervision.epoch_confirmed = Some(now.instant);
+            self.first_new_replica.get_or_insert(self.control.next_replica);
         }
     }
 
