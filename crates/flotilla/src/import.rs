@@ -8,7 +8,7 @@
 //! begun again there loses nothing.
 
 use crate::client::{Ask, Client, Endpoint};
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use flotilla_api::http::write_put_op;
 use hyper::Method;
 use serde::Deserialize;
@@ -277,21 +277,6 @@ enum Trouble {
 /// Whether a status tells of something that passes by itself: stalls, load, no quorum, no time, no room.
 fn passes(status: u16) -> bool {
     matches!(status, 408 | 429 | 503 | 504 | 507)
-}
-
-/// Finds out which cluster answers, so that an import or export is gone on with only at the same one.
-///
-/// # Errors
-/// If none does.
-pub async fn cluster_id(client: &Client) -> anyhow::Result<String> {
-    #[derive(Deserialize)]
-    struct Cluster {
-        cluster_id: String,
-    }
-    let Ok(Cluster { cluster_id }) = serde_json::from_slice(&client.fetch("/v1/cluster").await?) else {
-        bail!("the server's answer to /v1/cluster names no cluster")
-    };
-    Ok(cluster_id)
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! The lines that scans, exports and imports have in common: a JSON object each, with a key and mostly a value.
 
 use anyhow::{Context, anyhow};
-use flotilla_api::base64;
+use flotilla_api::http::{Text, field_bytes};
 use serde::Deserialize;
-use std::borrow::Cow;
 
 /// One key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +30,6 @@ struct Line<'a> {
     error: Option<serde_json::Value>,
 }
 
-/// serde borrows inside an `Option` only through a type of one's own.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
 impl Item {
     /// Reads a line. Other fields than key and value are passed over.
     ///
@@ -48,14 +43,8 @@ impl Item {
             let passes = matches!(error["status"].as_u64(), Some(503 | 504));
             return Err(if passes { anyhow!(detail) } else { Refused(detail).into() });
         }
-        let bytes = |text: Option<Text<'_>>, coded: Option<Text<'_>>, name: &str| match (text, coded) {
-            (Some(text), None) => Ok(Some(text.0.into_owned().into_bytes())),
-            (None, Some(coded)) => Ok(Some(base64::decode(&coded.0).ok_or_else(|| anyhow!("{name}_b64 is no standard base64"))?)),
-            (None, None) => Ok(None),
-            (Some(_), Some(_)) => Err(anyhow!("it has both {name} and {name}_b64")),
-        };
-        let key = bytes(line.key, line.key_b64, "key")?.ok_or_else(|| anyhow!("it has no key"))?;
-        let value = bytes(line.value, line.value_b64, "value")?;
+        let key = field_bytes("key", line.key, line.key_b64).map_err(anyhow::Error::msg)?.context("it has no key")?;
+        let value = field_bytes("value", line.value, line.value_b64).map_err(anyhow::Error::msg)?;
         Ok(Item { line: text, key, value })
     }
 }

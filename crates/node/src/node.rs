@@ -121,8 +121,6 @@ pub struct Node {
     pub(crate) control: ControlState,
     pub(crate) replicas: BTreeMap<GroupId, Replica>,
     pub(crate) tombstones: BTreeSet<ReplicaKey>,
-    /// Recovery named damage when this process started.
-    pub(crate) found_damage: bool,
     /// Replicas below this id were perhaps made here before, and all that told of them was damaged: they are never made
     /// anew, since they may have voted. `None`: not known yet, since the control state here may be old.
     pub(crate) first_new_replica: Option<u64>,
@@ -198,7 +196,6 @@ impl Node {
             dirty: BTreeSet::new(),
             replicas: BTreeMap::new(),
             tombstones: recovered.tombstones.clone(),
-            found_damage: !recovered.damage.is_empty(),
             first_new_replica: recovered.damage.is_empty().then_some(0),
             control,
             config,

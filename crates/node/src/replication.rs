@@ -445,9 +445,7 @@ impl Node {
     /// The state machine cannot go on here. Damage is healed from the others; an entry of a later
     /// format is not, since every replica of this version stops at it.
     pub(crate) fn stop_replica(&mut self, key: ReplicaKey, reason: &StopReason) {
-        // Where records were lost, a replica that knows of no voters may be one that was made anew: its leader has the others.
-        let fewest = usize::from(self.found_damage);
-        let alone = self.replicas.get(&key.group).is_some_and(|replica| (fewest..3).contains(&replica.group.membership().voters.len()));
+        let alone = self.replicas.get(&key.group).is_some_and(|replica| replica.group.membership().voters.len() < 3);
         match reason {
             StopReason::Damaged(detail) if !alone => {
                 self.out.notices.push(
@@ -639,4 +637,47 @@ fn append(batch: &mut MutationBatch, request: &Request) -> bool {
         _ => batch.delete(key, condition),
     };
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::Identity;
+    use crate::control::{ControlState, Formats, NodeProfile};
+    use crate::node::NodeConfig;
+    use flotilla_storage::log::{Damage, Recovered};
+    use flotilla_types::{ClusterId, ReplicaId, Rng};
+
+    /// A node that is wanted to hold replica 2, and whose log knows of none.
+    fn node(damage: Vec<Damage>) -> Node {
+        let (text, formats) = (|text: &str| text.to_owned(), Formats { min: 1, max: 1 });
+        let profile = NodeProfile { name: text("n"), http: None, peer: text("h:1"), resp: None, zone: text("z"), weight: 100, formats };
+        let control = ControlState::genesis(ClusterId(1), NodeId(1), profile, 1, 1).encode();
+        let identity = Identity { cluster: Some(ClusterId(1)), control, ..Identity::new(NodeId(1), text("n")) };
+        let recovered = Recovered { identity: None, replicas: BTreeMap::new(), tombstones: Default::default(), damage };
+        Node::start(NodeConfig::default(), identity, recovered, BTreeMap::new(), Rng::new(1), now()).expect("it starts")
+    }
+
+    fn now() -> Now {
+        Now { instant: flotilla_types::Instant::ZERO, wall: flotilla_types::Timestamp(1) }
+    }
+
+    #[test]
+    fn what_a_damaged_log_may_have_lost_is_not_made_anew() {
+        let key = ReplicaKey { group: GroupId(1), replica: ReplicaId(2) };
+        let mut sound = node(Vec::new());
+        assert!(sound.ensure_replica(key, NodeId(2), now()), "wanted, and never here");
+
+        let damage = Damage { file: "1.log".to_owned(), offset: 7, reason: "a flipped bit".to_owned(), replicas: Vec::new() };
+        let mut damaged = node(vec![damage]);
+        assert!(!damaged.ensure_replica(key, NodeId(2), now()));
+        assert!(damaged.tombstones.is_empty(), "what the cluster looks like now is not known yet");
+        damaged.handle_control_epoch(1, now());
+        assert!(!damaged.ensure_replica(key, NodeId(2), now()));
+        assert!(damaged.tombstones.contains(&key) && damaged.supervision.reseeds.contains(&key), "it is asked for under another id");
+        // Given out after the confirmation: it was never here.
+        damaged.first_new_replica = Some(2);
+        damaged.tombstones.clear();
+        assert!(damaged.ensure_replica(key, NodeId(2), now()));
+    }
 }

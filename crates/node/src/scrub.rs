@@ -18,7 +18,7 @@ use crate::message::PeerMessage;
 use crate::node::Node;
 use crate::notice::Notice;
 use crate::replica::Replica;
-use crate::state_machine::{ScrubMark, ScrubStep, StopReason, scrub_mark};
+use crate::state_machine::{ScrubMark, ScrubStep, scrub_mark};
 use flotilla_types::{GroupId, Instant, LogIndex, ReplicaId, ReplicaKey, Term, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -254,7 +254,9 @@ impl Node {
         self.stats.scrub_damage += 1;
         let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { return };
         if replica.group.membership().voters.len() >= 3 {
-            return self.stop_replica(key, &StopReason::Damaged(detail));
+            // As with what a read finds: not while too few of the others are there.
+            self.handle_damaged_rows(key, detail);
+            return self.answer_scrub(key, index, None, now);
         }
         replica.diverged = true;
         if let Some(round) = &mut replica.scrub.round {

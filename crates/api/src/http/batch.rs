@@ -4,15 +4,15 @@
 //! refuses the whole, before anything is done. Strings are taken from the body without a copy of their own
 //! where JSON allows it, and no more than [`BATCH_OPS_MAX`] operations are ever built.
 
+use super::field::{Text, field_bytes};
 use super::path::key_of;
 use super::query::{TTL_MAX, parse_duration};
 use super::scan::write_bytes_field;
-use crate::{ErrorCode, Problem, base64};
+use crate::{ErrorCode, Problem};
 use bytes::Bytes;
 use flotilla_types::{Condition, Key, Match, Outcome, Version};
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
-use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -219,10 +219,6 @@ struct Delete<'a> {
     if_version: Option<u64>,
 }
 
-/// serde borrows inside an `Option` only through a type of one's own.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
 impl<'de: 'a, 'a> Deserialize<'de> for Ops<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Ops<'a>, D::Error> {
         struct Bounded<'a>(PhantomData<Op<'a>>);
@@ -288,14 +284,7 @@ fn condition(if_version: Option<u64>) -> Condition {
 }
 
 fn bytes_of(name: &str, text: Option<Text<'_>>, coded: Option<Text<'_>>) -> Result<Vec<u8>, Problem> {
-    match (text, coded) {
-        (Some(text), None) => Ok(text.0.into_owned().into_bytes()),
-        (None, Some(coded)) => {
-            base64::decode(&coded.0).ok_or_else(|| bad(format!("{name}_b64 is no standard base64 (RFC 4648, section 4, with padding)")))
-        }
-        (None, None) => Err(bad(format!("{name} or {name}_b64 is missing"))),
-        (Some(_), Some(_)) => Err(bad(format!("give {name} or {name}_b64, not both"))),
-    }
+    field_bytes(name, text, coded).map_err(bad)?.ok_or_else(|| bad(format!("{name} or {name}_b64 is missing")))
 }
 
 fn bad(detail: impl Into<String>) -> Problem {

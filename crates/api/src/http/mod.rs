@@ -6,6 +6,7 @@
 mod answer;
 mod batch;
 mod etag;
+mod field;
 mod path;
 mod query;
 mod scan;
@@ -13,6 +14,7 @@ mod scan;
 pub use answer::{increment_answer, put_answer, write_json_string};
 pub use batch::{BATCH_OPS_MAX, BATCH_PARAMETERS, BatchOp, BatchResult, batch_answer, parse_batch, write_put_op};
 pub use etag::{parse_if_match, parse_if_none_match, write_etag};
+pub use field::{Text, field_bytes};
 pub use path::{decode_key, decode_segment, encode_key};
 pub use query::{Consistency, Query, TIMEOUT_DEFAULT, TIMEOUT_MAX, TTL_MAX, parse_duration};
 pub use scan::{

@@ -9,7 +9,6 @@ use super::scan::RangeArgs;
 use super::{CommandError, Target};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use flotilla::import::cluster_id;
 use flotilla::lines::Item;
 use flotilla::scan::{Scan, ScanRequest};
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
@@ -64,7 +63,7 @@ impl ExportArgs {
         };
         let partial = beside(&path, ".partial");
         let state_path = beside(&partial, ".export");
-        let cluster_id = cluster_id(&client).await?;
+        let cluster_id = self.target.cluster_id().await?;
         let state = ExportState { cluster_id, prefix: request.prefix.clone(), start: request.start.clone(), end: request.end.clone() };
         let file = open_partial(&partial, &state_path, &state, &mut request)?;
         let interruption = interruption()?;

@@ -10,7 +10,7 @@ use super::resume::{beside, interruption, load, remove, save};
 use super::{CommandError, Target, print_line};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use flotilla::import::{Import, ImportPlan, Put, cluster_id};
+use flotilla::import::{Import, ImportPlan, Put};
 use flotilla::lines::Item;
 use flotilla::text::parse_duration;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
@@ -91,7 +91,7 @@ impl ImportArgs {
             let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
             size = Some(file.metadata()?.len());
             if !self.dry_run {
-                let cluster_id = cluster_id(&self.target.client()).await?;
+                let cluster_id = self.target.cluster_id().await?;
                 let mark = mark.insert(Mark::find(path, file.try_clone()?, cluster_id)?);
                 (lines.offset, lines.number) = (mark.state.offset, mark.state.lines);
             }

@@ -18,6 +18,7 @@ mod serve;
 
 use clap::{Args, Subcommand};
 use flotilla::client::{Answer, Ask, Client, Endpoint};
+use flotilla::cluster_view::ClusterView;
 use flotilla::text::{encode_key, parse_duration};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -121,6 +122,12 @@ impl Target {
         // The server bounds requests to a minute.
         let milliseconds = self.timeout.as_millis().clamp(1, 60_000);
         Ok(format!("{route}/{}?timeout={milliseconds}ms", encode_key(key.as_bytes())))
+    }
+
+    /// Which cluster answers: an import or export is gone on with only at the same one.
+    pub(crate) async fn cluster_id(&self) -> Result<String, CommandError> {
+        let view: ClusterView = serde_json::from_slice(&self.client().fetch("/v1/cluster").await?)?;
+        Ok(view.cluster_id)
     }
 
     /// Sends a request that either succeeds or fails with the server's reason.
