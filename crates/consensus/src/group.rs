@@ -353,8 +353,12 @@ impl Group {
         // A leader may send entries while it writes them (Raft dissertation, section 10.2.1), but not
         // in a term that it could forget: a lone voter leads in the very step that raises its term.
         let may_send_now = self.raw.raft.state == StateRole::Leader && self.vote_number <= self.number_persisted;
-        let messages: Vec<Message> = messages.into_iter().map(Message::from_raft).collect();
-        let (send_now, send_when_persisted) = if may_send_now { (messages, Vec::new()) } else { (Vec::new(), messages) };
+        let mut send_when_persisted: Vec<Message> = messages.into_iter().map(Message::from_raft).collect();
+        // That a follower is there and of this term says nothing of its log: a slow disk must not cost the leader its role.
+        let says_nothing_of_log = |message: &Message| message.kind() == MessageKind::HeartbeatAnswer;
+        let term_is_on_disk = self.vote_number <= self.number_persisted;
+        let send_now =
+            send_when_persisted.extract_if(.., |message| may_send_now || (term_is_on_disk && says_nothing_of_log(message))).collect();
         Some(Ready { number, hard_state, entries, snapshot, send_now, send_when_persisted, committed, needs_log, must_sync: needs_log })
     }
 
@@ -515,6 +519,16 @@ impl Group {
             recently_active: progress.recent_active || replica.0 == raft.id,
             in_snapshot: progress.state == ProgressState::Snapshot,
         })
+    }
+
+    /// Up to where every replica that answers is known to have this leader's log; elsewhere the last index, since only a leader
+    /// sends entries.
+    pub fn matched_by_active(&self) -> LogIndex {
+        let raft = &self.raw.raft;
+        let active = raft.prs().iter().filter(|(id, progress)| {
+            raft.state == StateRole::Leader && **id != raft.id && progress.recent_active && progress.state != ProgressState::Snapshot
+        });
+        active.map(|(_, progress)| LogIndex(progress.matched)).min().unwrap_or(self.last_index())
     }
 
     /// The term of the entry at `index`, if it is in memory or right before what is.

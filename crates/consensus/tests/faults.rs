@@ -4,7 +4,7 @@ mod cluster;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cluster::{BIRTH, Cluster, HEARTBEAT_TICKS, membership, open};
-use flotilla_consensus::{ConsensusError, Group, GroupConfig, Message, ProposeError, RaftRole, Restored, StepError};
+use flotilla_consensus::{ConsensusError, Group, GroupConfig, Message, MessageKind, ProposeError, RaftRole, Restored, StepError};
 use flotilla_types::wire::Reader;
 use flotilla_types::{Entry, EntryKind, HardState, LogIndex, ReplicaId, Rng, Term};
 
@@ -217,4 +217,40 @@ fn election_timeouts_are_within_their_bounds() {
         });
         assert!(ticks.is_some_and(|ticks| (30..=60).contains(&ticks)), "seed {seed}: {ticks:?}");
     }
+}
+
+#[test]
+fn a_follower_with_a_stalled_disk_answers_heartbeats_but_not_in_a_term_it_could_forget() {
+    let mut cluster = follower();
+    cluster.replica(2).stalled = true;
+    cluster.group(1).propose(Bytes::from_static(b"b")).expect("the leader takes it");
+    cluster.settle();
+    assert!(!cluster.replica(2).waiting.is_empty(), "the entry is not on disk");
+    let kinds = |cluster: &mut Cluster| {
+        let ready = cluster.group(2).take_ready().expect("an answer");
+        let kinds = |messages: &[Message]| messages.iter().map(Message::kind).collect::<Vec<_>>();
+        let kinds = (kinds(&ready.send_now), kinds(&ready.send_when_persisted));
+        cluster.replica(2).waiting.push_back(ready);
+        kinds
+    };
+    cluster.group(2).step(message(7, 1, 2, 2, &[3])).expect("a heartbeat");
+    assert_eq!(kinds(&mut cluster), (vec![MessageKind::HeartbeatAnswer], vec![]));
+    cluster.group(2).step(message(7, 3, 2, 3, &[3])).expect("a heartbeat of the next leader");
+    assert_eq!(kinds(&mut cluster), (vec![], vec![MessageKind::HeartbeatAnswer]));
+}
+
+#[test]
+fn a_leader_knows_what_all_that_answer_have() {
+    let mut cluster = follower();
+    assert_eq!(cluster.group(1).matched_by_active(), LogIndex(3));
+    cluster.cut.insert(3);
+    cluster.group(1).propose(Bytes::from_static(b"b")).expect("the leader takes it");
+    cluster.settle();
+    assert_eq!(cluster.group(1).matched_by_active(), LogIndex(3), "r3 was heard from not long ago");
+    for _ in 0..2 * GroupConfig::default().election_ticks_max {
+        cluster.group(1).tick();
+        cluster.settle();
+    }
+    assert_eq!(cluster.group(1).matched_by_active(), LogIndex(4), "r3 answers no more");
+    assert_eq!(cluster.group(2).matched_by_active(), LogIndex(4), "a follower sends nothing");
 }

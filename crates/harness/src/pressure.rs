@@ -5,7 +5,7 @@
 //! told so (429 or 503 with `Retry-After`, and of a write that it was not applied), and small requests go on being served.
 
 use crate::cluster::Cluster;
-use crate::pressure_client::{AnswerHead, Raw};
+use crate::pressure_client::{AnswerHead, Raw, connect_small, tcp_memory_mib};
 use flotilla::process_cpu::resident_bytes;
 use serde::Serialize;
 use std::cell::{Cell, RefCell};
@@ -76,6 +76,8 @@ pub struct PressureReport {
     pub resident_mib_max: Vec<u64>,
     /// What it may be.
     pub resident_mib_bound: u64,
+    /// The most memory that the kernel had for TCP, of nodes and clients together.
+    pub tcp_mib_max: u64,
     /// Idle connections that were there at the end.
     pub idle_alive: usize,
     /// Refusals that lack what a refusal must say.
@@ -121,10 +123,11 @@ impl PressureReport {
                 self.small_p99_ms
             ),
             format!(
-                "resident MiB: {} before, {} at most; the bound is {}",
+                "resident MiB: {} before, {} at most; the bound is {}; the kernel's for TCP: {} at most",
                 list(&self.resident_mib_before),
                 list(&self.resident_mib_max),
-                self.resident_mib_bound
+                self.resident_mib_bound,
+                self.tcp_mib_max
             ),
             format!("{} idle connections at the end; served as ever afterwards: {}", self.idle_alive, self.recovered),
         ];
@@ -165,8 +168,10 @@ fn resident_bound(connections: usize) -> u64 {
     let requests = 2 * 256;
     let (answers, scans) = (256, 256);
     let links = 2 * 2 * 64;
-    let (unapplied, cache, memtables, program) = (64, 32, 256, 64);
-    requests + answers + scans + links + unapplied + cache + memtables + program + connections as u64 * 90 / 1024
+    let (unapplied, entries, program) = (64, 128, 64);
+    let (cache, memtables, merges, freed) = (32, 256, 256, 256);
+    let store = cache + memtables + merges;
+    requests + answers + scans + links + unapplied + entries + store + freed + program + connections as u64 * 90 / 1024
 }
 
 /// Runs it on three nodes with their data in `folder`.
@@ -209,12 +214,13 @@ pub async fn run(binary: &Path, folder: &Path, plan: &PressurePlan) -> anyhow::R
     for number in 0..SMALL_CLIENTS {
         tasks.spawn_local(ask_small(at(number), number, until, tally.clone()));
     }
-    let mut resident_max = before.clone();
+    let (mut resident_max, mut tcp_mib_max) = (before.clone(), 0);
     while Instant::now() < until {
         sleep(Duration::from_millis(250)).await;
         for (most, now) in resident_max.iter_mut().zip(resident()) {
             *most = now.max(*most);
         }
+        tcp_mib_max = tcp_memory_mib().max(tcp_mib_max);
     }
     let idle_alive = tally.idle_alive.get();
     tasks.shutdown().await;
@@ -232,6 +238,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &PressurePlan) -> anyhow::R
         small_p99_ms: percentile(0.99).unwrap_or(f64::NAN),
         resident_mib_before: before,
         resident_mib_max: resident_max,
+        tcp_mib_max,
         resident_mib_bound: resident_bound(connections / addresses.len()),
         idle_alive,
         ended,
@@ -321,7 +328,7 @@ async fn ask_large(address: SocketAddr, number: usize, until: Instant, tally: Rc
 /// Asks for a large value and reads nothing of it.
 async fn ask_and_not_read(address: SocketAddr, number: usize, until: Instant) {
     while Instant::now() < until {
-        if let Ok(mut stream) = tokio::net::TcpStream::connect(address).await
+        if let Ok(mut stream) = connect_small(address).await
             && stream.write_all(&get(&format!("large/{number}"), "")).await.is_ok()
         {
             // Longer than a server may be expected to wait; then a new one.
@@ -337,7 +344,7 @@ async fn flood(address: SocketAddr, number: usize, rate: f64, until: Instant, ta
         (0..FLOOD_DEPTH).flat_map(|key| put(&format!("small/{number}/{key}"), &[b'f'; SMALL_BYTES], "?timeout=2s")).collect();
     let interval = Duration::from_secs_f64(FLOOD_DEPTH as f64 / rate.max(1.0));
     while Instant::now() < until {
-        let Ok(stream) = tokio::net::TcpStream::connect(address).await else {
+        let Ok(stream) = connect_small(address).await else {
             sleep(Duration::from_millis(200)).await;
             continue;
         };

@@ -5,8 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// What an answer's head says.
 #[derive(Clone, Debug)]
@@ -21,6 +21,25 @@ pub(crate) struct AnswerHead {
     pub(crate) text: String,
     length: usize,
     closes: bool,
+}
+
+/// What the kernel keeps for one connection of a client that writes or reads less than it could. All clients and nodes share
+/// this machine's memory for sockets; on machines of their own, clients would not use up the nodes'.
+const SOCKET_BYTES: u32 = 64 << 10;
+
+/// A connection with little memory of its own.
+pub(crate) async fn connect_small(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_send_buffer_size(SOCKET_BYTES)?;
+    socket.set_recv_buffer_size(SOCKET_BYTES)?;
+    socket.connect(address).await
+}
+
+/// The kernel's memory for TCP on this machine, in MiB; 0 where it does not say.
+pub(crate) fn tcp_memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    let pages = text.lines().find(|line| line.starts_with("TCP:")).and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4 / 1024
 }
 
 /// A connection, made when it is needed.

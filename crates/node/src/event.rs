@@ -4,7 +4,7 @@ use crate::message::PeerMessage;
 use crate::request::Request;
 use crate::state_machine::GroupApplied;
 use bytes::Bytes;
-use flotilla_types::{GroupId, Instant, LogIndex, NodeId, ReplicaKey, Timestamp};
+use flotilla_types::{GroupId, Instant, LogIndex, NodeId, ReplicaId, ReplicaKey, Timestamp};
 use std::collections::BTreeMap;
 
 /// The time of an event, by the node's two clocks.
@@ -56,6 +56,13 @@ pub enum Event {
     LogSynced {
         /// The number of the [`crate::effect::LogJob`].
         job: u64,
+    },
+    /// An append found no room on the link, or no link: the follower will miss it.
+    AppendUnsent {
+        /// The group.
+        group: GroupId,
+        /// The replica it was for.
+        to: ReplicaId,
     },
     /// The log found the disk full: nothing of the job that was to be written next is there, and it is tried
     /// again until there is room ([`Event::LogSynced`]).

@@ -6,7 +6,7 @@
 use crate::request::{Failure, Reply, Request};
 use crate::scan::{ScanAsk, ScanPart};
 use bytes::Bytes;
-use flotilla_consensus::{Message, ReadConfirm, ReadConfirmed};
+use flotilla_consensus::{Message, MessageKind, ReadConfirm, ReadConfirmed};
 use flotilla_types::{GroupId, LogIndex, NodeId, ReplicaId, Term, Timestamp};
 
 /// One message between two nodes.
@@ -180,6 +180,30 @@ impl PeerMessage {
         match self {
             PeerMessage::SnapshotChunk { .. } => Channel::Bulk,
             _ => Channel::Main,
+        }
+    }
+
+    /// About how many bytes its encoding has, if it may be large; less for what never is.
+    pub fn encoded_bytes_about(&self) -> usize {
+        /// Of what is around keys, values and entries.
+        const FIXED: usize = 128;
+        FIXED
+            + match self {
+                PeerMessage::Raft { message, .. } => message.encoded_bytes_max(),
+                PeerMessage::Forward(forward) => forward.request.bytes(),
+                PeerMessage::Reply { reply, .. } => reply.value_bytes(),
+                PeerMessage::SnapshotChunk { bytes, .. } | PeerMessage::Report(bytes) | PeerMessage::ControlCopy(bytes) => bytes.len(),
+                _ => 0,
+            }
+    }
+
+    /// The group within which it must keep its order. Raft takes everything but appends in any order, and refuses an append
+    /// that overtakes another, which is then sent again.
+    pub fn ordered_by(&self) -> Option<GroupId> {
+        match self {
+            PeerMessage::Raft { group, message } => (message.kind() == MessageKind::Append).then_some(*group),
+            PeerMessage::SnapshotChunk { group, .. } => Some(*group),
+            _ => None,
         }
     }
 }

@@ -356,6 +356,11 @@ impl Node {
                     false => Notice::info("there is room on the disk again: puts are taken".to_owned()),
                 });
             }
+            Event::AppendUnsent { group, to } => {
+                if let Some(replica) = self.replicas.get_mut(&group) {
+                    replica.group.report_unreachable(to);
+                }
+            }
             Event::Store(event) => self.handle_store(event, now),
             Event::Scanned { part, scanned } => self.handle_scanned(part, scanned, now),
             Event::Timer => self.handle_timer(now),

@@ -501,14 +501,24 @@ impl Node {
     /// is purged from memory and log.
     pub(crate) fn handle_persisted(&mut self, indexes: &BTreeMap<ReplicaKey, LogIndex>) {
         self.persist_is_done();
-        let keep = self.config.log_keep_bytes / self.replicas.len().max(1);
+        let keep_max = self.config.log_keep_bytes;
+        let keep = keep_max / self.replicas.len().max(1);
+        let held: usize = self.replicas.values().map(|replica| replica.group.entries_bytes()).sum();
         for (key, persisted) in indexes {
             let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == *key && replica.install.is_none()) else {
                 continue;
             };
             let sending = self.transfers.oldest_index(key.group);
             let keep = if sending.is_some() { keep * SENDING_KEEP_FACTOR } else { keep };
-            let through = replica.group.purge_point(keep).min(*persisted);
+            let kept = replica.group.purge_point(keep);
+            // Each group's last entry may be larger than its share. Past the bound none is kept for nobody; past twice the
+            // bound none is kept, and whoever lacks it gets a snapshot.
+            let through = match held {
+                held if held > 2 * keep_max => *persisted,
+                held if held > keep_max => kept.max(replica.group.matched_by_active()).min(sending.unwrap_or(*persisted)),
+                _ => kept,
+            };
+            let through = through.min(*persisted);
             if through >= replica.group.first_index()
                 && let Some(term) = replica.group.term_at(through)
             {

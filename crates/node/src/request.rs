@@ -255,6 +255,17 @@ impl Failure {
 /// A request with more bytes than this is a large one.
 pub const LARGE_REQUEST_BYTES: usize = 64 << 10;
 
+impl Reply {
+    /// The bytes of the value it brings.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Reply::Value { value, .. } => value.len(),
+            Reply::Stale { reply, .. } => reply.value_bytes(),
+            _ => 0,
+        }
+    }
+}
+
 impl Request {
     /// Whether it must leave room for others: of every bound on bytes large requests get the first half, small ones all of
     /// it, so that a few that write large values do not turn away the many that write small ones.

@@ -166,11 +166,15 @@ pub(super) async fn read_body(
         if so_far == 0 {
             whole = data;
         } else {
-            if collected.is_empty() {
-                let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(0);
-                collected.reserve(announced.min(TRUSTED_LENGTH_MAX).max(so_far + data.len()));
-                collected.extend_from_slice(&std::mem::take(&mut whole));
+            if collected.capacity() - collected.len() < data.len() {
+                // Twice what has come, but no more than is to come.
+                let announced = announced.and_then(|announced| usize::try_from(announced).ok()).unwrap_or(usize::MAX);
+                let room = announced.min((2 * so_far).max(TRUSTED_LENGTH_MAX)).max(so_far + data.len());
+                let mut larger = BytesMut::with_capacity(room);
+                larger.extend_from_slice(&collected);
+                collected = larger;
             }
+            collected.extend_from_slice(&std::mem::take(&mut whole));
             collected.extend_from_slice(&data);
         }
         if body.is_end_stream() {

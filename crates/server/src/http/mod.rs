@@ -41,6 +41,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+/// What the kernel takes of an answer beyond what is on its way. Without this it takes megabytes for each client that does not
+/// read, of memory that all connections of the machine share: when it is used up, those between nodes stand still, too.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 /// How many connections past the bound are told so at once; those past this are just closed.
 const REFUSALS_MAX: usize = 64;
 /// How long a refused connection may take to read its refusal.
@@ -74,8 +78,7 @@ pub async fn serve<B: Backend>(listener: TcpListener, backend: Rc<B>, options: H
             }
             accepted = listener.accept(), if deadline.is_none() => match accepted {
                 Ok((socket, _)) => {
-                    // An answer is one write; waiting for more to send only delays it.
-                    let _ = socket.set_nodelay(true);
+                    tune(&socket);
                     if connections.len() < door.options.connections_max {
                         connections.spawn_local(serve_connection(door.clone(), socket, door.shared.register()));
                     } else {
@@ -99,6 +102,14 @@ pub async fn serve<B: Backend>(listener: TcpListener, backend: Rc<B>, options: H
             break;
         }
     }
+}
+
+/// Sets what every connection has. None of it is worth refusing a client for.
+fn tune(socket: &TcpStream) {
+    // An answer is one write; waiting for more to send only delays it.
+    let _ = socket.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
 /// Tells a connection past the bound to come back later.

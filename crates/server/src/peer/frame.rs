@@ -2,13 +2,15 @@
 //! sockets are elsewhere.
 //!
 //! Small messages are gathered into frames of whole messages. A large one is cut into parts that
-//! travel between such frames, so that it does not hold up heartbeats; messages of one group keep
-//! their order, because those behind a large one of their group go the same way.
+//! travel between such frames, so that it does not hold up heartbeats. What carries a group's entries
+//! or rows keeps its order, because what follows a large one of its group goes the same way; the rest
+//! passes, since Raft takes heartbeats, votes and answers in any order.
 //!
 //! A connection carries one large message at a time.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_node::message::PeerMessage;
+use flotilla_node::request::LARGE_REQUEST_BYTES;
 use flotilla_types::GroupId;
 use flotilla_types::wire::{DecodeError, Reader};
 use std::collections::{BTreeMap, VecDeque};
@@ -17,12 +19,15 @@ use std::collections::{BTreeMap, VecDeque};
 pub const FRAME_BYTES_MAX: usize = 256 << 10;
 /// The largest message: the largest value that may be configured, and room for what is around it.
 pub const MESSAGE_BYTES_MAX: usize = 80 << 20;
+/// The most parts of a message: all but the last are as long as a frame, a peer that cuts smaller ones is none of ours.
+const PARTS_MAX: usize = MESSAGE_BYTES_MAX / (FRAME_BYTES_MAX - 2) + 1;
 /// Length and checksum before the payload.
 const HEADER_BYTES: usize = 8;
 /// A frame of whole messages is closed once it holds this much.
 const FRAME_CLOSE_BYTES: usize = 64 << 10;
-/// A message above this is cut into parts. With [`FRAME_CLOSE_BYTES`] it stays below a frame.
-const WHOLE_BYTES_MAX: usize = 128 << 10;
+/// A message above this is cut into parts: what counts as large, and room for what is around it. With
+/// [`FRAME_CLOSE_BYTES`] it stays below a frame.
+pub(super) const WHOLE_BYTES_MAX: usize = LARGE_REQUEST_BYTES + (8 << 10);
 /// Memory for sending that is kept when there is nothing to send.
 const IDLE_BYTES_MAX: usize = 1 << 20;
 
@@ -80,14 +85,25 @@ impl FrameWriter {
         self.buffer.len() - self.sent + self.parts_bytes
     }
 
+    /// Of these, what goes in parts; the rest goes before it.
+    pub fn parts_bytes(&self) -> usize {
+        self.parts_bytes
+    }
+
+    /// Whether the message would wait behind a large one of its group.
+    pub fn holds(&self, message: &PeerMessage) -> bool {
+        message.ordered_by().is_some_and(|group| self.held.contains_key(&group))
+    }
+
     /// Adds a message.
     pub fn push(&mut self, message: &PeerMessage) {
-        let group = ordered_by(message);
-        if group.is_some_and(|group| self.held.contains_key(&group)) {
-            let mut encoded = BytesMut::new();
+        let group = message.ordered_by();
+        let expected = message.encoded_bytes_about();
+        if expected > WHOLE_BYTES_MAX || self.holds(message) {
+            // In memory of its own, of its size: a buffer that grows with it is copied and half empty.
+            let mut encoded = BytesMut::with_capacity(expected);
             message.encode(&mut encoded);
-            self.push_parts(group, encoded.freeze());
-            return;
+            return self.push_parts(group, encoded.freeze());
         }
         let frame = self.open.unwrap_or_else(|| {
             let frame = self.buffer.len();
@@ -189,19 +205,12 @@ impl FrameWriter {
     }
 }
 
-/// The group within which a message must keep its order; what is matched by an id needs none.
-fn ordered_by(message: &PeerMessage) -> Option<GroupId> {
-    match message {
-        PeerMessage::Raft { group, .. } | PeerMessage::Gone { group, .. } | PeerMessage::SnapshotChunk { group, .. } => Some(*group),
-        _ => None,
-    }
-}
-
 /// Takes messages out of the bytes of one connection.
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    /// The parts so far of a large message.
-    parts: BytesMut,
+    /// The parts so far of a large message, and their bytes.
+    parts: Vec<Bytes>,
+    parts_bytes: usize,
 }
 
 impl FrameReader {
@@ -240,12 +249,15 @@ impl FrameReader {
             KIND_PART => {
                 let last = reader.bool("last part")?;
                 let part = reader.rest();
-                if self.parts.len() + part.len() > MESSAGE_BYTES_MAX {
+                self.parts_bytes += part.len();
+                if self.parts_bytes > MESSAGE_BYTES_MAX || self.parts.len() >= PARTS_MAX {
                     return Err(FrameError::MessageTooLong);
                 }
-                self.parts.put_slice(&part);
+                self.parts.push(part);
                 if last {
-                    let mut reader = Reader::new(std::mem::take(&mut self.parts).freeze());
+                    let mut whole = BytesMut::with_capacity(std::mem::take(&mut self.parts_bytes));
+                    self.parts.drain(..).for_each(|part| whole.put_slice(&part));
+                    let mut reader = Reader::new(whole.freeze());
                     into.push(PeerMessage::decode(&mut reader)?);
                     reader.finish()?;
                 }
@@ -314,14 +326,16 @@ mod tests {
     fn a_large_message_lets_others_pass_but_not_those_of_its_group() {
         let mut writer = FrameWriter::default();
         writer.push(&chunk(5, 0, 3 << 20));
+        writer.push(&chunk(5, 1, 1));
+        writer.push(&chunk(6, 0, 1));
         writer.push(&gone(5));
-        writer.push(&gone(6));
         writer.push(&reply(1, 10));
-        let pending = writer.pending_bytes();
-        assert!(pending > 3 << 20, "{pending}");
-        assert_eq!(carry(&mut writer, 100_000), ["gone 6", "reply 1", "chunk 5 0", "gone 5"]);
-        writer.push(&gone(5));
-        assert_eq!(carry(&mut writer, usize::MAX), ["gone 5"]);
+        let (pending, parts) = (writer.pending_bytes(), writer.parts_bytes());
+        assert!(parts > 3 << 20 && (1..1000).contains(&(pending - parts)), "{pending} {parts}");
+        assert!(writer.holds(&chunk(5, 2, 1)) && !writer.holds(&chunk(6, 1, 1)) && !writer.holds(&gone(5)));
+        assert_eq!(carry(&mut writer, 100_000), ["chunk 6 0", "gone 5", "reply 1", "chunk 5 0", "chunk 5 1"]);
+        writer.push(&chunk(5, 2, 1));
+        assert_eq!(carry(&mut writer, usize::MAX), ["chunk 5 2"]);
     }
 
     #[test]

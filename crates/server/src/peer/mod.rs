@@ -32,7 +32,7 @@ use flotilla_node::message::{Channel, PeerMessage};
 use flotilla_node::request::{Failure, FailureReason, LARGE_REQUEST_BYTES, Reply};
 use flotilla_node::scan::ScanPart;
 use flotilla_types::{ByteSize, ClusterId, NodeId, Rng};
-use outgoing::Outgoing;
+use outgoing::{Outgoing, Room};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -201,8 +201,8 @@ impl Links {
         self.forget_counts();
     }
 
-    /// Queues a message. If it cannot be sent, a forwarded request is refused back to the node and a
-    /// snapshot given up; everything else is dropped, as Raft expects of a network.
+    /// Queues a message. If it cannot be sent, a forwarded request is refused back to the node, a snapshot given up and an
+    /// append reported; everything else is dropped, as Raft expects of a network.
     pub fn send(&self, to: NodeId, message: &PeerMessage) {
         let limit = self.0.options.buffer_bytes_max.0;
         let peers = self.0.peers.borrow();
@@ -211,11 +211,11 @@ impl Links {
             self.0.misdirected.set(self.0.misdirected.get() + 1);
             return self.refuse(to, message);
         };
-        let push = |message: &PeerMessage, limit| match message.channel() {
-            Channel::Main => peer.main.push(message, limit),
-            Channel::Bulk => peer.bulk.push(message, limit),
+        let push = |message: &PeerMessage| match message.channel() {
+            Channel::Main => peer.main.push(message, room_of(message, limit)),
+            Channel::Bulk => peer.bulk.push(message, Room { whole_bytes_max: limit, parts_bytes_max: limit, may_go_in_parts: true }),
         };
-        let queued = push(message, limit - room_left_by(message, limit)) || in_short(message).is_some_and(|short| push(&short, limit));
+        let queued = push(message) || in_short(message).is_some_and(|short| push(&short));
         count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
         if queued {
             self.0.dirty.borrow_mut().insert(to);
@@ -302,6 +302,9 @@ impl Links {
             PeerMessage::SnapshotChunk { group, transfer, number, .. } => {
                 PeerMessage::SnapshotTaken { group: *group, transfer: *transfer, number: *number, accepted: false }
             }
+            PeerMessage::Raft { group, message } if message.entry_count() > 0 => {
+                return self.0.inbox.push(Event::AppendUnsent { group: *group, to: message.to() });
+            }
             _ => return,
         };
         self.0.inbox.push(Event::Messages { from: to, messages: vec![answer] });
@@ -365,17 +368,24 @@ impl Links {
     }
 }
 
-/// How much of a link's room a message must leave: what clients ask and are answered leaves some, since a link full of it must
-/// not cost a leader its heartbeats, and large values leave more, since small ones shall still find room.
-fn room_left_by(message: &PeerMessage, limit: u64) -> u64 {
-    let is_large = match message {
-        PeerMessage::Forward(forward) => forward.request.is_large(),
-        PeerMessage::Reply { reply: Reply::Value { value, .. }, .. } => value.len() > LARGE_REQUEST_BYTES,
-        PeerMessage::Reply { reply: Reply::Stale { .. }, .. } | PeerMessage::ScanPart { .. } => true,
-        PeerMessage::Reply { .. } | PeerMessage::Scan(_) => false,
-        _ => return 0,
+/// How much may wait on a link before a message. What goes whole is a quarter of all, the rest goes in parts, so that small
+/// messages find room and a way behind any number of large ones. Of each, what clients ask and are answered leaves some: a link
+/// full of it must not cost a leader its heartbeats.
+fn room_of(message: &PeerMessage, limit: u64) -> Room {
+    let (whole, parts) = (limit / 4, limit - limit / 4);
+    let (is_of_client, is_large) = match message {
+        PeerMessage::Forward(forward) => (true, forward.request.is_large()),
+        PeerMessage::Reply { reply: reply @ (Reply::Value { .. } | Reply::Stale { .. }), .. } => {
+            (true, reply.value_bytes() > LARGE_REQUEST_BYTES)
+        }
+        PeerMessage::ScanPart { answer: Ok(_), .. } => (true, true),
+        PeerMessage::Scan(_) => (true, false),
+        PeerMessage::Raft { message, .. } => (false, message.encoded_bytes_max() > LARGE_REQUEST_BYTES),
+        // A refusal, or the short answer to a write: better sent than waited for.
+        _ => (false, false),
     };
-    if is_large { limit / 2 } else { limit / 4 }
+    let (whole_bytes_max, parts_bytes_max) = if is_of_client { (whole / 4 * 3, parts / 3 * 2) } else { (whole, parts) };
+    Room { whole_bytes_max, parts_bytes_max, may_go_in_parts: is_large }
 }
 
 /// What an answer is cut down to where there is no room for it: whoever asked need not wait in vain. Writes have short ones.

@@ -4,7 +4,8 @@
 //! [`Outgoing::flush`], straight into the socket. Only what the socket does not take is left to the
 //! connection's task, which waits until it is writable. The same task notices when the peer is gone.
 //!
-//! What is queued is bounded by bytes. When a connection ends, what it has not written is discarded.
+//! What is queued is bounded by bytes, what goes in parts apart from what goes before it. When a connection ends, what it
+//! has not written is discarded.
 
 use super::handshake::{self, Answer, Hello};
 use super::{Links, PeerCount, count, frame::FrameWriter, socket};
@@ -36,6 +37,17 @@ const TRANSFERS_MAX: usize = 64;
 pub(super) struct Outgoing {
     shared: Rc<Shared>,
     task: JoinHandle<()>,
+}
+
+/// How much may wait already where a message is queued.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Of messages that go whole.
+    pub(super) whole_bytes_max: u64,
+    /// Of messages that go in parts; looked at if this one may be one of them.
+    pub(super) parts_bytes_max: u64,
+    /// Whether it is large enough for that.
+    pub(super) may_go_in_parts: bool,
 }
 
 struct Shared {
@@ -115,10 +127,13 @@ impl Outgoing {
     }
 
     /// Queues a message; false if there is no connection or too much waits already.
-    pub(super) fn push(&self, message: &PeerMessage, bytes_max: u64) -> bool {
+    pub(super) fn push(&self, message: &PeerMessage, room: Room) -> bool {
         let mut state = self.shared.state.borrow_mut();
         let may_wait = state.stream.is_some() || self.shared.channel == Channel::Bulk;
-        if !may_wait || state.frames.pending_bytes() as u64 >= bytes_max {
+        let in_parts = state.frames.parts_bytes();
+        let whole_is_full = (state.frames.pending_bytes() - in_parts) as u64 >= room.whole_bytes_max;
+        let goes_in_parts = room.may_go_in_parts || state.frames.holds(message);
+        if !may_wait || whole_is_full || (goes_in_parts && in_parts as u64 >= room.parts_bytes_max) {
             return false;
         }
         if let PeerMessage::SnapshotChunk { group, transfer, number, .. } = message {

@@ -12,6 +12,9 @@ const UNACKNOWLEDGED_TIME_MAX: Duration = Duration::from_millis(2500);
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_COUNT: u32 = 2;
+/// What the kernel takes beyond what is on its way: a heartbeat can overtake large messages only before they are there.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 512 << 10;
 const BACKLOG: u32 = 1024;
 
 /// Listens on `address`. A port that a process just left can be taken again at once.
@@ -32,6 +35,9 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_INTERVAL).with_retries(PROBE_COUNT);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIME_MAX))?;
+    {
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIME_MAX))?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    }
     Ok(())
 }

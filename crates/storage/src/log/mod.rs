@@ -179,6 +179,9 @@ impl<D: Disk> RaftLog<D> {
                 result => result?,
             }
         }
+        // At once: a buffer that grows with a large batch is copied and half empty.
+        self.buffer.clear();
+        self.buffer.reserve(length as usize);
         self.encode(batch);
         let number = self.number();
         if self.buffer.len() > BATCH_HEADER_BYTES as usize {
