@@ -4,6 +4,7 @@ use crate::wire::Wire;
 use crate::writers::{Record, WriterPlan, key_of, value_of};
 use serde::Serialize;
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -111,6 +112,8 @@ async fn read(wire: &mut Wire, key: &[u8], stale: bool) -> Result<Option<Vec<u8>
         }
         match wire.get(key, stale).await {
             Ok(found) => return Ok(found),
+            // Its process has ended: thousands of keys need not all wait for it.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Err(error.to_string()),
             Err(error) => last = error.to_string(),
         }
     }

@@ -176,6 +176,33 @@ fn who_sends_or_reads_too_slowly_is_not_waited_for() {
     });
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn the_kernel_holds_little_of_an_answer_that_nobody_reads() {
+    /// Bytes that wait in the kernel to be sent from one port to another.
+    fn unsent(from: u16, to: u16) -> Option<usize> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let port = |field: &str| u16::from_str_radix(field.rsplit(':').next()?, 16).ok();
+            let queue = fields[4].split(':').next()?;
+            (port(fields[1]) == Some(from) && port(fields[2]) == Some(to)).then(|| usize::from_str_radix(queue, 16).unwrap())
+        })
+    }
+    with_door(HttpOptions::default(), |door| async move {
+        door.ask("PUT", "/v1/kv/big", &[], &"x".repeat(8 << 20)).await;
+        let mut deaf = door.client().await;
+        deaf.send(b"GET /v1/kv/big HTTP/1.1\r\nHost: door\r\n\r\n").await;
+        let mut client = door.client().await;
+        let mut most = 0;
+        for _ in 0..500 {
+            assert_eq!(client.ask("GET /livez HTTP/1.1\r\nHost: door\r\n\r\n").await.status, 200);
+            most = most.max(unsent(door.address.port(), deaf.0.local_addr().unwrap().port()).unwrap());
+        }
+        assert!((1..1 << 20).contains(&most), "{most} bytes");
+    });
+}
+
 #[test]
 fn a_full_door_says_so_and_counts_it() {
     with_door(HttpOptions { connections_max: 1, ..HttpOptions::default() }, |door| async move {
