@@ -21,8 +21,11 @@ use crate::{membership, validate};
 use bytes::Bytes;
 use flotilla_types::{Entry, EntryKind, HardState, LogIndex, Membership, MembershipChange, ReplicaId, Rng, Term};
 use raft::eraftpb::{self, EntryType};
-use raft::{Changer, INVALID_ID, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole};
-use std::collections::VecDeque;
+use raft::{Changer, GetEntriesContext, INVALID_ID, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole};
+use std::collections::{BTreeMap, VecDeque};
+
+/// An entry above this is not sent again as long as it may be on its way.
+const LARGE_ENTRY_BYTES: usize = 64 << 10;
 
 /// What a replica begins from: what its log and its store hold.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +82,9 @@ pub struct Group {
     log_number: u64,
     /// Snapshots being installed: number of the `Ready`, index.
     installing: VecDeque<(u64, u64)>,
+    /// Ticks so far, and at which of them a follower that is probed was last sent to on a heartbeat's answer.
+    ticks: u64,
+    resumed: BTreeMap<ReplicaId, u64>,
 }
 
 impl Group {
@@ -132,11 +138,14 @@ impl Group {
             vote_number: 0,
             log_number: 0,
             installing: VecDeque::new(),
+            ticks: 0,
+            resumed: BTreeMap::new(),
         })
     }
 
     /// One tick of time has passed.
     pub fn tick(&mut self) {
+        self.ticks += 1;
         if self.role() == RaftRole::Leader {
             let before = self.standing();
             self.raw.raft.tick();
@@ -193,6 +202,9 @@ impl Group {
         if message.kind() == MessageKind::CampaignNow && !self.may_campaign() {
             return Ok(());
         }
+        if message.kind() == MessageKind::HeartbeatAnswer && self.would_repeat_probe(&message) {
+            return Ok(());
+        }
         let before = self.standing();
         let (from, snapshot) = (message.from(), message.snapshot_meta());
         let result = self.raw.step(message.0);
@@ -205,6 +217,33 @@ impl Group {
         }
         // The only other error, of a local kind of message, cannot come out of a `Message`.
         result.map_err(|_| StepError::UnknownSender(from))
+    }
+
+    /// The library takes a heartbeat's answer for a sign that what it sent before is lost, and sends it again. Heartbeats pass
+    /// large appends on their way, so for these that is right at most once in an election timeout; else the answer only counts.
+    fn would_repeat_probe(&mut self, answer: &Message) -> bool {
+        let (from, ticks) = (answer.from(), self.ticks);
+        let raft = &self.raw.raft;
+        let probed = |progress: &&raft::Progress| progress.state == ProgressState::Probe && progress.paused;
+        let next = raft.prs().get(from.0).filter(probed).map(|progress| progress.next_idx);
+        let is_leader = raft.state == StateRole::Leader && answer.term().0 == raft.term;
+        let is_large = |next| {
+            let entries = raft.raft_log.slice(next, next + 1, None, GetEntriesContext::empty(false));
+            entries.is_ok_and(|entries| entries.iter().any(|entry| entry.data.len() > LARGE_ENTRY_BYTES))
+        };
+        let Some(_) = next.filter(|next| is_leader && *next <= raft.raft_log.last_index() && is_large(*next)) else {
+            self.resumed.remove(&from);
+            return false;
+        };
+        let since = self.resumed.entry(from).or_insert(ticks);
+        if ticks - *since >= self.config.election_ticks_min as u64 {
+            *since = ticks;
+            return false;
+        }
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(from.0) {
+            progress.recent_active = true;
+        }
+        true
     }
 
     fn standing(&self) -> (u64, StateRole) {
@@ -353,12 +392,8 @@ impl Group {
         // A leader may send entries while it writes them (Raft dissertation, section 10.2.1), but not
         // in a term that it could forget: a lone voter leads in the very step that raises its term.
         let may_send_now = self.raw.raft.state == StateRole::Leader && self.vote_number <= self.number_persisted;
-        let mut send_when_persisted: Vec<Message> = messages.into_iter().map(Message::from_raft).collect();
-        // That a follower is there and of this term says nothing of its log: a slow disk must not cost the leader its role.
-        let says_nothing_of_log = |message: &Message| message.kind() == MessageKind::HeartbeatAnswer;
-        let term_is_on_disk = self.vote_number <= self.number_persisted;
-        let send_now =
-            send_when_persisted.extract_if(.., |message| may_send_now || (term_is_on_disk && says_nothing_of_log(message))).collect();
+        let messages: Vec<Message> = messages.into_iter().map(Message::from_raft).collect();
+        let (send_now, send_when_persisted) = if may_send_now { (messages, Vec::new()) } else { (Vec::new(), messages) };
         Some(Ready { number, hard_state, entries, snapshot, send_now, send_when_persisted, committed, needs_log, must_sync: needs_log })
     }
 
@@ -519,16 +554,6 @@ impl Group {
             recently_active: progress.recent_active || replica.0 == raft.id,
             in_snapshot: progress.state == ProgressState::Snapshot,
         })
-    }
-
-    /// Up to where every replica that answers is known to have this leader's log; elsewhere the last index, since only a leader
-    /// sends entries.
-    pub fn matched_by_active(&self) -> LogIndex {
-        let raft = &self.raw.raft;
-        let active = raft.prs().iter().filter(|(id, progress)| {
-            raft.state == StateRole::Leader && **id != raft.id && progress.recent_active && progress.state != ProgressState::Snapshot
-        });
-        active.map(|(_, progress)| LogIndex(progress.matched)).min().unwrap_or(self.last_index())
     }
 
     /// The term of the entry at `index`, if it is in memory or right before what is.

@@ -4,7 +4,7 @@ mod cluster;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cluster::{BIRTH, Cluster, HEARTBEAT_TICKS, membership, open};
-use flotilla_consensus::{ConsensusError, Group, GroupConfig, Message, MessageKind, ProposeError, RaftRole, Restored, StepError};
+use flotilla_consensus::{ConsensusError, Group, GroupConfig, Message, ProposeError, RaftRole, Restored, StepError};
 use flotilla_types::wire::Reader;
 use flotilla_types::{Entry, EntryKind, HardState, LogIndex, ReplicaId, Rng, Term};
 
@@ -220,37 +220,22 @@ fn election_timeouts_are_within_their_bounds() {
 }
 
 #[test]
-fn a_follower_with_a_stalled_disk_answers_heartbeats_but_not_in_a_term_it_could_forget() {
+fn a_large_append_on_its_way_is_not_sent_again_on_every_heartbeat() {
     let mut cluster = follower();
-    cluster.replica(2).stalled = true;
-    cluster.group(1).propose(Bytes::from_static(b"b")).expect("the leader takes it");
+    cluster.group(1).report_unreachable(ReplicaId(2));
+    cluster.group(1).propose(Bytes::from(vec![7; 100 << 10])).expect("the leader takes it");
+    cluster.cut.insert(2);
     cluster.settle();
-    assert!(!cluster.replica(2).waiting.is_empty(), "the entry is not on disk");
-    let kinds = |cluster: &mut Cluster| {
-        let ready = cluster.group(2).take_ready().expect("an answer");
-        let kinds = |messages: &[Message]| messages.iter().map(Message::kind).collect::<Vec<_>>();
-        let kinds = (kinds(&ready.send_now), kinds(&ready.send_when_persisted));
-        cluster.replica(2).waiting.push_back(ready);
-        kinds
+    let mut appends = |ticks: usize| {
+        (0..ticks).for_each(|_| cluster.group(1).tick());
+        cluster.group(1).step(message(8, 2, 1, 2, &[3])).expect("an answer that overtook the append's");
+        let ready = cluster.group(1).take_ready().expect("heartbeats at least");
+        let count = ready.send_now.iter().filter(|message| message.to() == ReplicaId(2) && message.entry_count() > 0).count();
+        cluster.persist_one(1, ready);
+        count
     };
-    cluster.group(2).step(message(7, 1, 2, 2, &[3])).expect("a heartbeat");
-    assert_eq!(kinds(&mut cluster), (vec![MessageKind::HeartbeatAnswer], vec![]));
-    cluster.group(2).step(message(7, 3, 2, 3, &[3])).expect("a heartbeat of the next leader");
-    assert_eq!(kinds(&mut cluster), (vec![], vec![MessageKind::HeartbeatAnswer]));
-}
-
-#[test]
-fn a_leader_knows_what_all_that_answer_have() {
-    let mut cluster = follower();
-    assert_eq!(cluster.group(1).matched_by_active(), LogIndex(3));
-    cluster.cut.insert(3);
-    cluster.group(1).propose(Bytes::from_static(b"b")).expect("the leader takes it");
-    cluster.settle();
-    assert_eq!(cluster.group(1).matched_by_active(), LogIndex(3), "r3 was heard from not long ago");
-    for _ in 0..2 * GroupConfig::default().election_ticks_max {
-        cluster.group(1).tick();
-        cluster.settle();
-    }
-    assert_eq!(cluster.group(1).matched_by_active(), LogIndex(4), "r3 answers no more");
-    assert_eq!(cluster.group(2).matched_by_active(), LogIndex(4), "a follower sends nothing");
+    let timeout = GroupConfig::default().election_ticks_min;
+    assert_eq!((appends(HEARTBEAT_TICKS), appends(HEARTBEAT_TICKS)), (0, 0));
+    assert_eq!(appends(timeout - HEARTBEAT_TICKS), 1, "it may be lost");
+    assert_eq!(appends(HEARTBEAT_TICKS), 0);
 }

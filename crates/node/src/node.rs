@@ -394,7 +394,7 @@ impl Node {
             PeerMessage::Report(bytes) => self.handle_report(from, &bytes, now),
             PeerMessage::ControlCopy(bytes) => self.handle_control_copy(bytes, now),
             PeerMessage::ControlAsk { epoch, orphan } => self.handle_control_ask(from, epoch, orphan),
-            PeerMessage::ControlEpoch { epoch } => self.handle_control_epoch(epoch, now),
+            PeerMessage::ControlEpoch { epoch } => self.handle_control_epoch(from, epoch, now),
             PeerMessage::Checkpoint { group, replica, index, hash } => self.handle_checkpoint(group, replica, index, hash),
             PeerMessage::Scrubbed { group, replica, index, term, hash } => {
                 self.handle_scrub_answer(group, replica, (index, term), hash, now)
@@ -410,14 +410,14 @@ impl Node {
                     self.handle_applied(applied, now);
                 }
             }
-            StoreEvent::Persisted(indexes) => self.handle_persisted(&indexes),
+            StoreEvent::Persisted(indexes) => self.handle_persisted(&indexes, now),
             StoreEvent::SnapshotChunk { transfer, chunk } => self.handle_snapshot_read(transfer, chunk, now),
             StoreEvent::SnapshotRows { replica, generation, accepted } => self.handle_snapshot_rows(replica, generation, accepted, now),
             StoreEvent::SnapshotInstalled { replica, generation, state } => self.handle_snapshot_installed(replica, generation, state),
             StoreEvent::Destroyed { .. } => {}
             StoreEvent::Scrubbed { replica, index, step } => self.handle_scrubbed(replica, index, step, now),
             StoreEvent::ExpiredFound { replica, found } => self.handle_expired_found(replica, found, now),
-            StoreEvent::Damaged { replica, detail } => self.handle_damaged_rows(replica, detail),
+            StoreEvent::Damaged { replica, detail } => self.handle_damaged_rows(replica, detail, now),
             StoreEvent::Failed { replica, detail, disk_full } => {
                 let what = replica.map_or_else(|| "the store".to_owned(), |key| format!("the store, at {key},"));
                 self.out.fatal = Some(if disk_full {

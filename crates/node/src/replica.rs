@@ -11,6 +11,10 @@ use flotilla_consensus::{Group, RaftRole, Ready};
 use flotilla_storage::log::InstallRecord;
 use flotilla_types::{Instant, Key, LogIndex, NodeId, ReplicaId, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// A replica that has said nothing for this long does not answer its leader: more than two election timeouts.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
 /// Somebody who waits for an answer until `expires`.
 #[derive(Clone, Copy, Debug)]
@@ -205,6 +209,21 @@ impl Replica {
         let membership = self.group.membership();
         let found = moments.into_iter().find(|moment| membership.is_quorum(|replica, _| heard_since(*moment)(replica)));
         found.unwrap_or(self.current)
+    }
+
+    /// Up to where every other replica that answers this leader has its log; `None` if it has not heard any. One that waits
+    /// for a snapshot is passed over. Elsewhere the end of the log: only a leader sends entries.
+    pub(crate) fn matched_by_others(&self, now: Instant) -> Option<LogIndex> {
+        if !self.is_leader() {
+            return Some(self.group.last_index());
+        }
+        let answering = self.heard.keys().filter(|id| self.is_heard(**id, now)).filter_map(|id| self.group.progress(*id));
+        answering.filter(|progress| !progress.in_snapshot).map(|progress| progress.matched).min()
+    }
+
+    /// Whether a replica answers this leader.
+    pub(crate) fn is_heard(&self, replica: ReplicaId, now: Instant) -> bool {
+        self.heard.get(&replica).is_some_and(|(term, at)| *term == self.group.term() && now.saturating_since(*at) < HEARD_WITHIN)
     }
 
     pub(crate) fn is_leader(&self) -> bool {

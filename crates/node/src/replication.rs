@@ -459,12 +459,14 @@ impl Node {
 
     /// Rows could not be read, though the state machine has not met them. Where the other copies do not suffice now,
     /// this one goes on with what it can read, and lets another lead.
-    pub(crate) fn handle_damaged_rows(&mut self, key: ReplicaKey, detail: String) {
+    pub(crate) fn handle_damaged_rows(&mut self, key: ReplicaKey, detail: String, now: Now) {
         let Some(replica) = self.replicas.get(&key.group).filter(|replica| replica.key == key) else { return };
         let voters = &replica.group.membership().voters;
         let is_there = |id: ReplicaId, node: NodeId| {
             let voter = ReplicaKey { group: key.group, replica: id };
-            node != self.identity.node && self.link_is_up(node) && self.control.is_wanted(voter)
+            // A leader knows whether a replica is there, not only its node.
+            let answers = !replica.is_leader() || replica.is_heard(id, now.instant);
+            node != self.identity.node && self.link_is_up(node) && self.control.is_wanted(voter) && answers
         };
         let others = voters.iter().filter(|(id, node)| is_there(**id, **node)).count();
         if others > voters.len() / 2 {
@@ -499,11 +501,11 @@ impl Node {
 
     /// What the store holds durably need not be replayed; what is also not kept for slow followers
     /// is purged from memory and log.
-    pub(crate) fn handle_persisted(&mut self, indexes: &BTreeMap<ReplicaKey, LogIndex>) {
+    pub(crate) fn handle_persisted(&mut self, indexes: &BTreeMap<ReplicaKey, LogIndex>, now: Now) {
         self.persist_is_done();
         let keep_max = self.config.log_keep_bytes;
         let keep = keep_max / self.replicas.len().max(1);
-        let held: usize = self.replicas.values().map(|replica| replica.group.entries_bytes()).sum();
+        let mut held: usize = self.replicas.values().map(|replica| replica.group.entries_bytes()).sum();
         for (key, persisted) in indexes {
             let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == *key && replica.install.is_none()) else {
                 continue;
@@ -511,19 +513,22 @@ impl Node {
             let sending = self.transfers.oldest_index(key.group);
             let keep = if sending.is_some() { keep * SENDING_KEEP_FACTOR } else { keep };
             let kept = replica.group.purge_point(keep);
-            // Each group's last entry may be larger than its share. Past the bound none is kept for nobody; past twice the
-            // bound none is kept, and whoever lacks it gets a snapshot.
+            // Each group's last entry may be larger than its share. Past the bound such groups keep what others lack; past
+            // twice the bound nothing, and whoever lacks it gets a snapshot. What is behind one under way is always kept.
+            let before = replica.group.entries_bytes();
             let through = match held {
-                held if held > 2 * keep_max => *persisted,
-                held if held > keep_max => kept.max(replica.group.matched_by_active()).min(sending.unwrap_or(*persisted)),
-                _ => kept,
+                held if held <= keep_max || before <= keep => kept,
+                held if held <= 2 * keep_max => kept.max(replica.matched_by_others(now.instant).unwrap_or(kept)),
+                _ => *persisted,
             };
+            let through = if through > kept { through.min(sending.unwrap_or(through)).max(kept) } else { through };
             let through = through.min(*persisted);
             if through >= replica.group.first_index()
                 && let Some(term) = replica.group.term_at(through)
             {
                 self.log.batch.records.push(LogRecord::Purge { replica: *key, through, term });
                 replica.group.purge(through);
+                held -= before - replica.group.entries_bytes();
             }
         }
     }
@@ -682,7 +687,10 @@ mod tests {
         let mut damaged = node(vec![damage]);
         assert!(!damaged.ensure_replica(key, NodeId(2), now()));
         assert!(damaged.tombstones.is_empty(), "what the cluster looks like now is not known yet");
-        damaged.handle_control_epoch(1, now());
+        // Its replica of the control group is gone, and it is recorded as one that needs no copies.
+        damaged.handle_control_epoch(NodeId(2), 9, now());
+        assert!(matches!(damaged.out.messages.as_slice(), [.., (NodeId(2), PeerMessage::ControlAsk { .. })]));
+        damaged.handle_control_epoch(NodeId(2), 1, now());
         assert!(!damaged.ensure_replica(key, NodeId(2), now()));
         assert!(damaged.tombstones.contains(&key) && damaged.supervision.reseeds.contains(&key), "it is asked for under another id");
         // Given out after the confirmation: it was never here.

@@ -255,7 +255,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&key.group).filter(|replica| replica.key == key) else { return };
         if replica.group.membership().voters.len() >= 3 {
             // As with what a read finds: not while too few of the others are there.
-            self.handle_damaged_rows(key, detail);
+            self.handle_damaged_rows(key, detail, now);
             return self.answer_scrub(key, index, None, now);
         }
         replica.diverged = true;

@@ -455,10 +455,13 @@ impl Node {
             .is_some_and(|replica| replica.group.serves_reads() && replica.applied >= replica.group.commit())
     }
 
-    pub(crate) fn handle_control_epoch(&mut self, epoch: u64, now: Now) {
+    pub(crate) fn handle_control_epoch(&mut self, from: NodeId, epoch: u64, now: Now) {
         if epoch <= self.control.epoch {
             self.supervision.epoch_confirmed = Some(now.instant);
             self.first_new_replica.get_or_insert(self.control.next_replica);
+        } else if !self.replicas.contains_key(&GroupId::CONTROL) {
+            // Whoever is recorded as a voter is sent no copies; one that has lost its replica needs them.
+            self.send(from, PeerMessage::ControlAsk { epoch: self.control.epoch, orphan: None });
         }
     }
 

@@ -21,6 +21,9 @@ pub const JOIN_TIME_MAX: Duration = Duration::from_secs(60);
 const EXCHANGE_TIME_MAX: Duration = Duration::from_secs(12);
 /// Between two rounds over all addresses.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a node that shall replace another waits for the cluster to see that the other is gone: it may have been stopped
+/// a moment ago.
+const REPLACE_WAIT_MAX: Duration = Duration::from_secs(15);
 /// How long a node that has data asks which cluster it is told to belong to.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -62,7 +65,7 @@ struct HttpAnswer {
 /// If one refuses for good, none is a node, or `limit` passes.
 pub async fn join(targets: &[String], request: &JoinRequest, limit: Duration) -> Result<ControlState, JoinError> {
     let body = encode_request(request);
-    let deadline = Instant::now() + limit;
+    let (began, deadline) = (Instant::now(), Instant::now() + limit);
     loop {
         let mut strangers = Vec::new();
         let mut last = String::new();
@@ -93,8 +96,11 @@ pub async fn join(targets: &[String], request: &JoinRequest, limit: Duration) ->
             }
             match problem(&answer) {
                 // It may be a matter of time: no leader yet, too much to do, shutting down.
-                Some(reason) if answer.status >= 500 || matches!(answer.status, 408 | 429) => last = format!("{target}: {reason}"),
-                Some(reason) => return Err(JoinError::Refused { target: target.clone(), reason }),
+                Some((_, reason)) if answer.status >= 500 || matches!(answer.status, 408 | 429) => last = format!("{target}: {reason}"),
+                Some((code, reason)) if request.replace && code == "name_taken" && began.elapsed() < REPLACE_WAIT_MAX => {
+                    last = format!("{target}: {reason}");
+                }
+                Some((_, reason)) => return Err(JoinError::Refused { target: target.clone(), reason }),
                 None => strangers.push(format!("{target} answers with status {}, but not as a Flotilla node", answer.status)),
             }
         }
@@ -126,14 +132,14 @@ pub async fn cluster_of(targets: &[String]) -> Option<(String, ClusterId)> {
     timeout(LOOK_TIME_MAX, look).await.ok().flatten()
 }
 
-/// What a node's refusal says; `None` if that was no node's.
-fn problem(answer: &HttpAnswer) -> Option<String> {
+/// A node's refusal: its code, and what it says; `None` if that was no node's.
+fn problem(answer: &HttpAnswer) -> Option<(String, String)> {
     let fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&answer.body).ok()?;
     // Every problem of ours has a code.
-    fields.get("code")?.as_str()?;
+    let code = fields.get("code")?.as_str()?.to_owned();
     let text =
         |name: &str| fields.get(name).and_then(|value| value.as_str()).map(|text| text.chars().filter(|c| !c.is_control()).collect());
-    text("detail").or_else(|| text("title"))
+    Some((code, text("detail").or_else(|| text("title"))?))
 }
 
 /// One request on a connection of its own.
@@ -183,6 +189,10 @@ mod tests {
 
     /// Joins by a server that always answers the same.
     async fn join_by(answer: &str) -> String {
+        refusal(request(), answer).await
+    }
+
+    async fn refusal(request: JoinRequest, answer: &str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let target = listener.local_addr().expect("an address").to_string();
         let serve = async {
@@ -193,7 +203,6 @@ mod tests {
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
         };
-        let request = request();
         let targets = [target.clone()];
         let joined = tokio::select! {
             joined = join(&targets, &request, Duration::from_millis(600)) => joined,
@@ -214,6 +223,9 @@ mod tests {
         assert!(no_http.starts_with("TARGET answers, but not as a Flotilla node"), "{no_http}");
         let taken = join_by(&answer("409 Conflict", r#"{"code":"name_taken","detail":"start with --replace"}"#)).await;
         assert_eq!(taken, "TARGET refuses the join: start with --replace");
+        let replace = JoinRequest { replace: true, ..request() };
+        let still_up = refusal(replace, &answer("409 Conflict", r#"{"code":"name_taken","detail":"it is up"}"#)).await;
+        assert_eq!(still_up, "no member took this node in within 0 s; last: TARGET: it is up");
         let not_yet = join_by(&answer("503 Busy", r#"{"code":"no_quorum","detail":"later"}"#)).await;
         assert_eq!(not_yet, "no member took this node in within 0 s; last: TARGET: later");
     }

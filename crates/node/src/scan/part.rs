@@ -96,7 +96,7 @@ impl Node {
         let (node, number) = serving.asker;
         let scanned = scanned.map_err(|(failure, damaged)| {
             if let Some(replica) = damaged {
-                self.handle_damaged_rows(replica, failure.detail.clone());
+                self.handle_damaged_rows(replica, failure.detail.clone(), now);
             }
             failure
         });

@@ -167,9 +167,10 @@ pub(super) async fn read_body(
             whole = data;
         } else {
             if collected.capacity() - collected.len() < data.len() {
-                // Twice what has come, but no more than is to come.
-                let announced = announced.and_then(|announced| usize::try_from(announced).ok()).unwrap_or(usize::MAX);
-                let room = announced.min((2 * so_far).max(TRUSTED_LENGTH_MAX)).max(so_far + data.len());
+                // Twice what has come; where a length is announced, more at first, and no more than is to come.
+                let announced = announced.and_then(|announced| usize::try_from(announced).ok());
+                let room = announced.map_or(2 * so_far, |announced| announced.min((2 * so_far).max(TRUSTED_LENGTH_MAX)));
+                let room = room.max(so_far + data.len());
                 let mut larger = BytesMut::with_capacity(room);
                 larger.extend_from_slice(&collected);
                 collected = larger;

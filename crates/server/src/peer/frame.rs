@@ -67,6 +67,8 @@ pub struct FrameWriter {
     open: Option<usize>,
     parts: VecDeque<Large>,
     parts_bytes: usize,
+    /// Where in `buffer` a part that is being written ends.
+    part_end: usize,
     /// Groups with messages in `parts`, and how many.
     held: BTreeMap<GroupId, usize>,
     /// Frames closed since somebody asked.
@@ -87,7 +89,7 @@ impl FrameWriter {
 
     /// Of these, what goes in parts; the rest goes before it.
     pub fn parts_bytes(&self) -> usize {
-        self.parts_bytes
+        self.parts_bytes + self.part_end.saturating_sub(self.sent)
     }
 
     /// Whether the message would wait behind a large one of its group.
@@ -145,6 +147,7 @@ impl FrameWriter {
         } else if self.sent > IDLE_BYTES_MAX && self.open.is_none() {
             // A peer that takes its time must not make the buffer hold what it has taken already.
             bytes::Buf::advance(&mut self.buffer, self.sent);
+            self.part_end = self.part_end.saturating_sub(self.sent);
             self.sent = 0;
         }
     }
@@ -160,7 +163,7 @@ impl FrameWriter {
     }
 
     fn reset(&mut self) {
-        self.sent = 0;
+        (self.sent, self.part_end) = (0, 0);
         if self.buffer.capacity() > IDLE_BYTES_MAX { self.buffer = BytesMut::new() } else { self.buffer.clear() }
     }
 
@@ -185,6 +188,7 @@ impl FrameWriter {
         self.buffer.put_u8(u8::from(last));
         self.buffer.put_slice(&part);
         self.close_frame();
+        self.part_end = self.buffer.len();
         if last && let Some(group) = self.parts.pop_front().and_then(|large| large.group) {
             let count = self.held.get_mut(&group).expect("a group with a message in parts is held");
             *count -= 1;

@@ -216,12 +216,16 @@ impl Links {
             Channel::Bulk => peer.bulk.push(message, Room { whole_bytes_max: limit, parts_bytes_max: limit, may_go_in_parts: true }),
         };
         let queued = push(message) || in_short(message).is_some_and(|short| push(&short));
+        // Behind others of its group the follower finds the gap itself, and until then gets what is on its way.
+        let is_missed = !matches!(message, PeerMessage::Raft { .. }) || !peer.main.holds(message);
         count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
         if queued {
             self.0.dirty.borrow_mut().insert(to);
         } else {
             drop(peers);
-            self.refuse(to, message);
+            if is_missed {
+                self.refuse(to, message);
+            }
         }
     }
 
@@ -380,9 +384,8 @@ fn room_of(message: &PeerMessage, limit: u64) -> Room {
         }
         PeerMessage::ScanPart { answer: Ok(_), .. } => (true, true),
         PeerMessage::Scan(_) => (true, false),
-        PeerMessage::Raft { message, .. } => (false, message.encoded_bytes_max() > LARGE_REQUEST_BYTES),
         // A refusal, or the short answer to a write: better sent than waited for.
-        _ => (false, false),
+        message => (false, message.encoded_bytes_about() > LARGE_REQUEST_BYTES),
     };
     let (whole_bytes_max, parts_bytes_max) = if is_of_client { (whole / 4 * 3, parts / 3 * 2) } else { (whole, parts) };
     Room { whole_bytes_max, parts_bytes_max, may_go_in_parts: is_large }

@@ -120,6 +120,11 @@ impl Outgoing {
         self.shared.state.borrow().frames.pending_bytes()
     }
 
+    /// Whether the message would wait behind a large one of its group.
+    pub(super) fn holds(&self, message: &PeerMessage) -> bool {
+        self.shared.state.borrow().frames.holds(message)
+    }
+
     pub(super) fn dial_now(&self) {
         if !self.is_connected() {
             self.shared.work.notify_one();
