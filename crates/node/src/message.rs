@@ -4,7 +4,7 @@
 //! connection of its own, is the snapshots' rows: see [`PeerMessage::channel`].
 
 use crate::request::{Failure, Reply, Request};
-use crate::scan::{ScanAsk, ScanPart};
+use crate::scan::{ScanAsk, ScanItem, ScanPart};
 use bytes::Bytes;
 use flotilla_consensus::{Message, MessageKind, ReadConfirm, ReadConfirmed};
 use flotilla_types::{GroupId, LogIndex, NodeId, ReplicaId, Term, Timestamp};
@@ -193,6 +193,7 @@ impl PeerMessage {
                 PeerMessage::Forward(forward) => forward.request.bytes(),
                 PeerMessage::Reply { reply, .. } => reply.value_bytes(),
                 PeerMessage::SnapshotChunk { bytes, .. } | PeerMessage::Report(bytes) | PeerMessage::ControlCopy(bytes) => bytes.len(),
+                PeerMessage::ScanPart { answer: Ok(part), .. } => part.chunk.items.iter().map(ScanItem::bytes).sum(),
                 _ => 0,
             }
     }

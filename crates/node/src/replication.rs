@@ -655,47 +655,4 @@ fn append(batch: &mut MutationBatch, request: &Request) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::boot::Identity;
-    use crate::control::{ControlState, Formats, NodeProfile};
-    use crate::node::NodeConfig;
-    use flotilla_storage::log::{Damage, Recovered};
-    use flotilla_types::{ClusterId, ReplicaId, Rng};
-
-    /// A node that is wanted to hold replica 2, and whose log knows of none.
-    fn node(damage: Vec<Damage>) -> Node {
-        let (text, formats) = (|text: &str| text.to_owned(), Formats { min: 1, max: 1 });
-        let profile = NodeProfile { name: text("n"), http: None, peer: text("h:1"), resp: None, zone: text("z"), weight: 100, formats };
-        let control = ControlState::genesis(ClusterId(1), NodeId(1), profile, 1, 1).encode();
-        let identity = Identity { cluster: Some(ClusterId(1)), control, ..Identity::new(NodeId(1), text("n")) };
-        let recovered = Recovered { identity: None, replicas: BTreeMap::new(), tombstones: Default::default(), damage };
-        Node::start(NodeConfig::default(), identity, recovered, BTreeMap::new(), Rng::new(1), now()).expect("it starts")
-    }
-
-    fn now() -> Now {
-        Now { instant: flotilla_types::Instant::ZERO, wall: flotilla_types::Timestamp(1) }
-    }
-
-    #[test]
-    fn what_a_damaged_log_may_have_lost_is_not_made_anew() {
-        let key = ReplicaKey { group: GroupId(1), replica: ReplicaId(2) };
-        let mut sound = node(Vec::new());
-        assert!(sound.ensure_replica(key, NodeId(2), now()), "wanted, and never here");
-
-        let damage = Damage { file: "1.log".to_owned(), offset: 7, reason: "a flipped bit".to_owned(), replicas: Vec::new() };
-        let mut damaged = node(vec![damage]);
-        assert!(!damaged.ensure_replica(key, NodeId(2), now()));
-        assert!(damaged.tombstones.is_empty(), "what the cluster looks like now is not known yet");
-        // Its replica of the control group is gone, and it is recorded as one that needs no copies.
-        damaged.handle_control_epoch(NodeId(2), 9, now());
-        assert!(matches!(damaged.out.messages.as_slice(), [.., (NodeId(2), PeerMessage::ControlAsk { .. })]));
-        damaged.handle_control_epoch(NodeId(2), 1, now());
-        assert!(!damaged.ensure_replica(key, NodeId(2), now()));
-        assert!(damaged.tombstones.contains(&key) && damaged.supervision.reseeds.contains(&key), "it is asked for under another id");
-        // Given out after the confirmation: it was never here.
-        damaged.first_new_replica = Some(2);
-        damaged.tombstones.clear();
-        assert!(damaged.ensure_replica(key, NodeId(2), now()));
-    }
-}
+mod tests;

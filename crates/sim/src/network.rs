@@ -1,6 +1,7 @@
-//! Links between machines: one connection a pair, in order, two channels (messages, snapshot rows).
+//! Links between machines: one connection a pair, with a stream for messages, one for large messages, which small ones
+//! pass, and one for snapshots' rows.
 //!
-//! A connection behaves like TCP: what is sent arrives in order, late if need be, or the connection
+//! A stream behaves like TCP: what is sent arrives in order, late if need be, or the connection
 //! breaks and the rest never arrives. A cut holds back what goes in one direction; if it lasts, both
 //! ends give the connection up, each at its own time.
 //!
@@ -8,18 +9,20 @@
 
 use crate::history::Moment;
 use bytes::Bytes;
-use flotilla_types::NodeId;
+use flotilla_types::{GroupId, NodeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// A machine, by its number.
 pub type HostNumber = usize;
 
-/// Which of the two streams of a connection.
+/// Which of the streams of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stream {
     /// Messages.
     Main,
+    /// Large messages, and what must not pass them.
+    Large,
     /// Rows of snapshots.
     Bulk,
 }
@@ -46,11 +49,19 @@ pub struct Connection {
     pub up: (bool, bool),
 }
 
+#[derive(Debug)]
+struct Frame {
+    arrival: Moment,
+    /// In which it keeps its order.
+    group: Option<GroupId>,
+    bytes: Bytes,
+}
+
 /// All links.
 #[derive(Debug, Default)]
 pub struct Network {
     connections: BTreeMap<(HostNumber, HostNumber), Connection>,
-    under_way: BTreeMap<Pipe, VecDeque<(Moment, Bytes)>>,
+    under_way: BTreeMap<Pipe, VecDeque<Frame>>,
     /// Directions that are cut, with the number of cuts upon each.
     cuts: BTreeMap<(HostNumber, HostNumber), u32>,
     next_connection: u64,
@@ -108,12 +119,18 @@ impl Network {
         self.under_way.retain(|pipe, _| pair(pipe.from, pipe.to) != pair(a, b));
     }
 
-    /// Sends a frame; gives when it arrives, not before what was sent earlier.
-    pub fn send(&mut self, pipe: Pipe, frame: Bytes, now: Moment, latency: Duration) -> Moment {
-        let frames = self.under_way.entry(pipe).or_default();
-        let arrival = (now + latency).max(frames.back().map_or(Moment(0), |(last, _)| *last));
-        frames.push_back((arrival, frame));
+    /// Sends a frame; gives when it arrives, not before what was sent earlier. Small ones pass large ones, not the other way round.
+    pub fn send(&mut self, pipe: Pipe, group: Option<GroupId>, bytes: Bytes, now: Moment, latency: Duration) -> Moment {
+        let last = |pipe: Pipe| self.under_way.get(&pipe)?.back().map(|last| last.arrival);
+        let before = if pipe.stream == Stream::Large { last(Pipe { stream: Stream::Main, ..pipe }) } else { None };
+        let arrival = (now + latency).max(last(pipe).max(before).unwrap_or_default());
+        self.under_way.entry(pipe).or_default().push_back(Frame { arrival, group, bytes });
         arrival
+    }
+
+    /// Whether something that must keep its order in a group is under way.
+    pub fn holds(&self, pipe: Pipe, group: GroupId) -> bool {
+        self.under_way.get(&pipe).is_some_and(|frames| frames.iter().any(|frame| frame.group == Some(group)))
     }
 
     /// The next frame that has arrived.
@@ -122,10 +139,10 @@ impl Network {
             return None;
         }
         let frames = self.under_way.get_mut(&pipe)?;
-        if frames.front()?.0 > now {
+        if frames.front()?.arrival > now {
             return None;
         }
-        frames.pop_front().map(|(_, frame)| frame)
+        frames.pop_front().map(|frame| frame.bytes)
     }
 
     /// Cuts one direction.
@@ -170,22 +187,33 @@ mod tests {
     #[test]
     fn what_is_sent_arrives_in_order() {
         let mut network = connected();
-        assert_eq!(network.send(PIPE, Bytes::from_static(b"a"), Moment(0), Duration::from_nanos(9)), Moment(9));
-        assert_eq!(network.send(PIPE, Bytes::from_static(b"b"), Moment(1), Duration::from_nanos(2)), Moment(9));
+        assert_eq!(network.send(PIPE, None, Bytes::from_static(b"a"), Moment(0), Duration::from_nanos(9)), Moment(9));
+        assert_eq!(network.send(PIPE, None, Bytes::from_static(b"b"), Moment(1), Duration::from_nanos(2)), Moment(9));
         assert_eq!(network.receive(PIPE, Moment(8)), None);
         assert_eq!(network.receive(PIPE, Moment(9)), Some(Bytes::from_static(b"a")));
         assert_eq!(network.receive(PIPE, Moment(9)), Some(Bytes::from_static(b"b")));
     }
 
     #[test]
+    fn what_is_small_passes_what_is_large_and_not_the_other_way_round() {
+        let large = Pipe { stream: Stream::Large, ..PIPE };
+        let (mut network, group) = (connected(), GroupId(1));
+        let mut send = |pipe, at, latency| network.send(pipe, Some(group), Bytes::new(), Moment(at), Duration::from_nanos(latency));
+        assert_eq!([send(large, 0, 9), send(PIPE, 1, 2), send(PIPE, 2, 30), send(large, 3, 9)], [9, 3, 32, 32].map(Moment));
+        assert!(network.holds(large, group) && !network.holds(large, GroupId(2)));
+        while network.receive(large, Moment(99)).is_some() {}
+        assert!(!network.holds(large, group));
+    }
+
+    #[test]
     fn a_cut_holds_back_and_a_break_loses() {
         let mut network = connected();
         network.cut(0, 1);
-        network.send(PIPE, Bytes::from_static(b"a"), Moment(0), Duration::ZERO);
+        network.send(PIPE, None, Bytes::from_static(b"a"), Moment(0), Duration::ZERO);
         assert_eq!(network.receive(PIPE, Moment(5)), None);
         assert_eq!(network.mend(0, 1), [PIPE]);
         assert_eq!(network.receive(PIPE, Moment(5)), Some(Bytes::from_static(b"a")));
-        network.send(PIPE, Bytes::from_static(b"b"), Moment(5), Duration::ZERO);
+        network.send(PIPE, None, Bytes::from_static(b"b"), Moment(5), Duration::ZERO);
         assert_eq!(network.give_up(1, 0), Some(NodeId(10)));
         assert_eq!(network.receive(PIPE, Moment(9)), None);
         assert_eq!(network.peer_of(0, 1), Some(NodeId(11)), "the other end does not know yet");

@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use flotilla_node::boot::{self, Identity};
 use flotilla_node::check;
 use flotilla_node::control::{ControlState, Formats, NodeProfile};
+use flotilla_node::message::Channel;
 use flotilla_node::scan::ScanJob;
 use flotilla_node::state_machine::ReplicaState;
 use flotilla_node::{
@@ -22,7 +23,7 @@ use flotilla_node::{
 use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::log::{LogBatch, LogRecord, RaftLog, Recovered};
 use flotilla_storage::store::{StateStore, layout};
-use flotilla_types::{ClusterId, EntryKind, NodeId, PlantedFault, ReplicaKey};
+use flotilla_types::{ClusterId, EntryKind, GroupId, NodeId, PlantedFault, ReplicaKey};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -360,24 +361,40 @@ impl World {
 
     fn send_all(&mut self, number: HostNumber, messages: Vec<(NodeId, PeerMessage)>) {
         let mut frames: BTreeMap<(HostNumber, Stream), BytesMut> = BTreeMap::new();
+        let mut larges: Vec<(Pipe, Option<GroupId>, Bytes)> = Vec::new();
         for (node, message) in messages {
             let Some(to) = (0..self.hosts.len()).find(|to| *to != number && self.network.peer_of(number, *to) == Some(node)) else {
                 continue;
             };
-            let is_raft = matches!(message, PeerMessage::Raft { .. });
-            if is_raft && self.loss.0 > self.now && self.chance.network.below(1_000) < self.loss.1 {
+            let raft = if let PeerMessage::Raft { group, message } = &message { Some((*group, message)) } else { None };
+            if let Some((group, raft)) = raft
+                && self.loss.0 > self.now
+                && self.chance.network.below(1_000) < self.loss.1
+            {
+                // Lost on the way, or never sent for want of room, which the links would tell.
+                if raft.entry_count() > 0 && self.chance.network.chance(1, 2) {
+                    self.give(number, Event::AppendUnsent { group, to: raft.to() });
+                }
                 continue;
             }
+            let is_raft = raft.is_some();
             if let PeerMessage::Reply { reply, .. } = &message
                 && !matches!(reply, Reply::Failed(_))
             {
                 self.coverage.capability(Capability::Forward, self.now);
             }
-            let stream = match message.channel() {
-                flotilla_node::message::Channel::Main => Stream::Main,
-                flotilla_node::message::Channel::Bulk => Stream::Bulk,
+            let ordered_by = message.ordered_by();
+            let large = Pipe { from: number, to, stream: Stream::Large };
+            let is_large = message.encoded_bytes_about() > self.scenario.whole_bytes_max
+                || ordered_by.is_some_and(|group| {
+                    self.network.holds(large, group) || larges.iter().any(|(pipe, of, _)| (*pipe, *of) == (large, ordered_by))
+                });
+            let mut apart = BytesMut::new();
+            let frame = match message.channel() {
+                Channel::Bulk => frames.entry((to, Stream::Bulk)).or_default(),
+                Channel::Main if is_large => &mut apart,
+                Channel::Main => frames.entry((to, Stream::Main)).or_default(),
             };
-            let frame = frames.entry((to, stream)).or_default();
             let start = frame.len();
             message.encode(frame);
             if is_raft && self.chance.network.chance(1, 64) {
@@ -387,9 +404,15 @@ impl World {
                     repeats.pop_front();
                 }
             }
+            if !apart.is_empty() {
+                larges.push((large, ordered_by, apart.freeze()));
+            }
         }
         for ((to, stream), frame) in frames {
-            self.send(Pipe { from: number, to, stream }, frame.freeze());
+            self.send(Pipe { from: number, to, stream }, None, frame.freeze());
+        }
+        for (pipe, group, frame) in larges {
+            self.send(pipe, group, frame);
         }
     }
 

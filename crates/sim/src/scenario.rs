@@ -122,6 +122,8 @@ pub struct Scenario {
     pub safety: Duration,
     /// Of links.
     pub link: Latency,
+    /// What goes whole on a link; larger messages are slower, and passed by these.
+    pub whole_bytes_max: usize,
     /// Of a log write with its sync.
     pub disk: Latency,
     /// Of a store job.
@@ -163,6 +165,7 @@ impl Scenario {
             fault_interval: Duration::from_millis(rng.between(1_000, 5_000)),
             safety: Duration::from_secs(rng.between(60, 75)),
             link: Latency { min_us: rng.between(20, 500), max_us: rng.between(600, 10_000) },
+            whole_bytes_max: 1 << rng.between(8, 13),
             disk: Latency { min_us: rng.between(20, 300), max_us: rng.between(400, 12_000) },
             store: Latency { min_us: rng.between(5, 100), max_us: rng.between(150, 4_000) },
             drift_ppm_max: *rng.pick(&[0, 50, 500, 5_000]).expect("not empty"),

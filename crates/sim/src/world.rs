@@ -272,18 +272,21 @@ impl World {
 
     // ---- links ----
 
-    /// Sends what one turn said to one machine, as one frame a stream.
-    pub(crate) fn send(&mut self, pipe: Pipe, frame: Bytes) {
+    /// Sends what one turn said to one machine: as one frame a stream, but each large message by itself, with the group
+    /// that it must keep its order in.
+    pub(crate) fn send(&mut self, pipe: Pipe, group: Option<GroupId>, frame: Bytes) {
         let extra = if self.delay.0 > self.now { self.chance.network.below(self.delay.1 * 1_000_000 + 1) } else { 0 };
         let mut latency = Self::draw(&mut self.chance.network, self.scenario.link) + Duration::from_nanos(extra);
-        if pipe.stream == Stream::Bulk {
-            latency += Duration::from_nanos(frame.len() as u64 * 100);
-        }
+        latency += match pipe.stream {
+            Stream::Main => Duration::ZERO,
+            Stream::Large => Duration::from_micros(self.chance.network.below(4 * self.scenario.link.max_us)),
+            Stream::Bulk => Duration::from_nanos(frame.len() as u64 * 100),
+        };
         self.trace.note(self.now, "send", &[pipe.from as u64, pipe.to as u64], || {
             format!("n{} to n{}: {} bytes", pipe.from + 1, pipe.to + 1, frame.len())
         });
         self.trace.bytes(&frame);
-        let arrival = self.network.send(pipe, frame, self.now, latency);
+        let arrival = self.network.send(pipe, group, frame, self.now, latency);
         self.queue.push(arrival, Happening::Arrive(pipe));
     }
 
@@ -362,7 +365,7 @@ impl World {
         self.give(b, Event::LinkUp { peer: node_a });
         for (from, to) in [(a, b), (b, a)] {
             for frame in self.repeats.remove(&(from, to)).unwrap_or_default() {
-                self.send(Pipe { from, to, stream: Stream::Main }, frame);
+                self.send(Pipe { from, to, stream: Stream::Main }, None, frame);
             }
         }
     }

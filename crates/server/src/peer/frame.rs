@@ -27,7 +27,7 @@ const HEADER_BYTES: usize = 8;
 const FRAME_CLOSE_BYTES: usize = 64 << 10;
 /// A message above this is cut into parts: what counts as large, and room for what is around it. With
 /// [`FRAME_CLOSE_BYTES`] it stays below a frame.
-pub(super) const WHOLE_BYTES_MAX: usize = LARGE_REQUEST_BYTES + (8 << 10);
+const WHOLE_BYTES_MAX: usize = LARGE_REQUEST_BYTES + (8 << 10);
 /// Memory for sending that is kept when there is nothing to send.
 const IDLE_BYTES_MAX: usize = 1 << 20;
 
@@ -97,13 +97,17 @@ impl FrameWriter {
         message.ordered_by().is_some_and(|group| self.held.contains_key(&group))
     }
 
+    /// Whether the message is to go in parts: it is large, or waits behind a large one.
+    pub fn goes_in_parts(&self, message: &PeerMessage) -> bool {
+        message.encoded_bytes_about() > WHOLE_BYTES_MAX || self.holds(message)
+    }
+
     /// Adds a message.
     pub fn push(&mut self, message: &PeerMessage) {
         let group = message.ordered_by();
-        let expected = message.encoded_bytes_about();
-        if expected > WHOLE_BYTES_MAX || self.holds(message) {
+        if self.goes_in_parts(message) {
             // In memory of its own, of its size: a buffer that grows with it is copied and half empty.
-            let mut encoded = BytesMut::with_capacity(expected);
+            let mut encoded = BytesMut::with_capacity(message.encoded_bytes_about());
             message.encode(&mut encoded);
             return self.push_parts(group, encoded.freeze());
         }

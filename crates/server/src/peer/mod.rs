@@ -29,7 +29,7 @@ use crate::answer_bytes::no_room;
 use crate::mailbox::Inbox;
 use flotilla_node::event::Event;
 use flotilla_node::message::{Channel, PeerMessage};
-use flotilla_node::request::{Failure, FailureReason, LARGE_REQUEST_BYTES, Reply};
+use flotilla_node::request::{Failure, FailureReason, Reply};
 use flotilla_node::scan::ScanPart;
 use flotilla_types::{ByteSize, ClusterId, NodeId, Rng};
 use outgoing::{Outgoing, Room};
@@ -213,19 +213,19 @@ impl Links {
         };
         let push = |message: &PeerMessage| match message.channel() {
             Channel::Main => peer.main.push(message, room_of(message, limit)),
-            Channel::Bulk => peer.bulk.push(message, Room { whole_bytes_max: limit, parts_bytes_max: limit, may_go_in_parts: true }),
+            Channel::Bulk => peer.bulk.push(message, room_of(message, limit)),
         };
         let queued = push(message) || in_short(message).is_some_and(|short| push(&short));
-        // Behind others of its group the follower finds the gap itself, and until then gets what is on its way.
-        let is_missed = !matches!(message, PeerMessage::Raft { .. }) || !peer.main.holds(message);
         count(&peer.count, |stats| *if queued { &mut stats.messages_sent } else { &mut stats.messages_dropped } += 1);
         if queued {
             self.0.dirty.borrow_mut().insert(to);
-        } else {
-            drop(peers);
-            if is_missed {
-                self.refuse(to, message);
-            }
+            return;
+        }
+        // Behind others of its group the follower finds the gap itself, and until then gets what is on its way.
+        let is_missed = !matches!(message, PeerMessage::Raft { .. }) || !peer.main.holds(message);
+        drop(peers);
+        if is_missed {
+            self.refuse(to, message);
         }
     }
 
@@ -377,18 +377,16 @@ impl Links {
 /// full of it must not cost a leader its heartbeats.
 fn room_of(message: &PeerMessage, limit: u64) -> Room {
     let (whole, parts) = (limit / 4, limit - limit / 4);
-    let (is_of_client, is_large) = match message {
-        PeerMessage::Forward(forward) => (true, forward.request.is_large()),
-        PeerMessage::Reply { reply: reply @ (Reply::Value { .. } | Reply::Stale { .. }), .. } => {
-            (true, reply.value_bytes() > LARGE_REQUEST_BYTES)
-        }
-        PeerMessage::ScanPart { answer: Ok(_), .. } => (true, true),
-        PeerMessage::Scan(_) => (true, false),
-        // A refusal, or the short answer to a write: better sent than waited for.
-        message => (false, message.encoded_bytes_about() > LARGE_REQUEST_BYTES),
-    };
+    // A refusal, or the short answer to a write, is better sent than waited for.
+    let is_of_client = matches!(
+        message,
+        PeerMessage::Forward(_)
+            | PeerMessage::Scan(_)
+            | PeerMessage::Reply { reply: Reply::Value { .. } | Reply::Stale { .. }, .. }
+            | PeerMessage::ScanPart { answer: Ok(_), .. }
+    );
     let (whole_bytes_max, parts_bytes_max) = if is_of_client { (whole / 4 * 3, parts / 3 * 2) } else { (whole, parts) };
-    Room { whole_bytes_max, parts_bytes_max, may_go_in_parts: is_large }
+    Room { whole_bytes_max, parts_bytes_max }
 }
 
 /// What an answer is cut down to where there is no room for it: whoever asked need not wait in vain. Writes have short ones.

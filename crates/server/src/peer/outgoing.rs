@@ -44,10 +44,8 @@ pub(super) struct Outgoing {
 pub(super) struct Room {
     /// Of messages that go whole.
     pub(super) whole_bytes_max: u64,
-    /// Of messages that go in parts; looked at if this one may be one of them.
+    /// Of messages that go in parts; looked at if this one does.
     pub(super) parts_bytes_max: u64,
-    /// Whether it is large enough for that.
-    pub(super) may_go_in_parts: bool,
 }
 
 struct Shared {
@@ -137,8 +135,8 @@ impl Outgoing {
         let may_wait = state.stream.is_some() || self.shared.channel == Channel::Bulk;
         let in_parts = state.frames.parts_bytes();
         let whole_is_full = (state.frames.pending_bytes() - in_parts) as u64 >= room.whole_bytes_max;
-        let goes_in_parts = room.may_go_in_parts || state.frames.holds(message);
-        if !may_wait || whole_is_full || (goes_in_parts && in_parts as u64 >= room.parts_bytes_max) {
+        let parts_are_full = in_parts as u64 >= room.parts_bytes_max;
+        if !may_wait || whole_is_full || (parts_are_full && state.frames.goes_in_parts(message)) {
             return false;
         }
         if let PeerMessage::SnapshotChunk { group, transfer, number, .. } = message {

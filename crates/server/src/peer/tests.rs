@@ -2,10 +2,11 @@
 
 use super::handshake::{self, Answer, Hello, LINK_FORMATS};
 use super::*;
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_node::message::Forward;
 use flotilla_node::request::Request;
-use flotilla_types::{GroupId, Key, ReplicaId, Version};
+use flotilla_types::wire::{Reader, Write};
+use flotilla_types::{EntryKind, GroupId, Key, ReplicaId, Version};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ impl End {
                 let names: Vec<String> = messages.iter().map(short).collect();
                 format!("from {}: {}", from.0, names.join(", "))
             }
+            Event::AppendUnsent { group, to } => format!("unsent {}/{}", group.0, to.0),
             other => panic!("links tell nothing like {other:?}"),
         }
     }
@@ -115,6 +117,35 @@ fn forward(id: u64) -> PeerMessage {
 fn chunk(number: u32) -> PeerMessage {
     let (from, to) = (ReplicaId(1), ReplicaId(2));
     PeerMessage::SnapshotChunk { group: GroupId(1), from, to, transfer: 9, number, bytes: Bytes::from_static(b"rows"), finish: None }
+}
+
+/// An append of one entry of so many bytes, to replica 2 of a group.
+fn append(group: u32, length: usize) -> PeerMessage {
+    // docs/formats.md, "Raft messages": receiver, sender, term; term, index and commit before the entries.
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(1);
+    bytes.put_u32_le(group);
+    bytes.put_u8(1);
+    [2, 1, 5, 5, 9, 9].into_iter().for_each(|number| bytes.put_u64_le(number));
+    bytes.put_u32_le(1);
+    bytes.put_u64_le(5);
+    bytes.put_u8(EntryKind::Normal as u8);
+    bytes.write_bytes(&vec![7; length]);
+    PeerMessage::decode(&mut Reader::new(bytes.freeze())).expect("an append")
+}
+
+/// A peer of `a` that shakes hands and then reads nothing.
+async fn deaf_peer(a: &End) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    a.links.set_peers(vec![(NodeId(2), listener.local_addr().expect("an address").to_string())]);
+    let (mut stream, _) = listener.accept().await.expect("a dials");
+    handshake::accept(&mut stream).await.expect("a says hello");
+    handshake::answer(&mut stream, &Answer::Accepted { format: 1 }).await.expect("a listens");
+    while counted(a).messages_sent == 0 {
+        a.links.send(NodeId(2), &gone(0));
+        tokio::task::yield_now().await;
+    }
+    stream
 }
 
 /// Runs a test on one thread, as the server does, with a bound on its time.
@@ -207,16 +238,7 @@ fn a_peer_that_is_gone_is_noticed_and_found_again() {
 fn what_waits_for_a_slow_peer_is_bounded() {
     run(|| async {
         let a = End::with(1, |options| options.buffer_bytes_max = ByteSize(1 << 20));
-        // A peer that shakes hands and then reads nothing.
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        a.links.set_peers(vec![(NodeId(2), listener.local_addr().expect("an address").to_string())]);
-        let (mut stream, _) = listener.accept().await.expect("a dials");
-        handshake::accept(&mut stream).await.expect("a says hello");
-        handshake::answer(&mut stream, &Answer::Accepted { format: 1 }).await.expect("a listens");
-        while counted(&a).messages_sent == 0 {
-            a.links.send(NodeId(2), &gone(0));
-            tokio::task::yield_now().await;
-        }
+        let _stream = deaf_peer(&a).await;
         for id in 0..200 {
             a.links.send(NodeId(2), &value(id, 100_000));
             a.links.flush();
@@ -241,6 +263,25 @@ fn what_waits_for_a_slow_peer_is_bounded() {
             a.links.send(NodeId(2), &gone(1));
         }
         assert!(counted(&a).messages_dropped > dropped && a.links.pending_bytes(NodeId(2)) <= (1 << 20) + 100);
+    });
+}
+
+#[test]
+fn an_append_without_room_is_told_unless_others_of_its_group_wait() {
+    run(|| async {
+        let a = End::with(1, |options| options.buffer_bytes_max = ByteSize(4 << 20));
+        a.links.send(NodeId(2), &append(7, 10));
+        assert_eq!(a.told().await, "unsent 7/2", "there is no such link");
+        let _stream = deaf_peer(&a).await;
+        for _ in 0..20 {
+            a.links.send(NodeId(2), &append(8, 1 << 20));
+        }
+        assert!(counted(&a).messages_dropped > 10);
+        a.links.send(NodeId(2), &append(9, 1 << 20));
+        assert_eq!(a.told().await, "unsent 9/2", "nothing of its group waits; of the group before, the follower finds the gap itself");
+        let dropped = counted(&a).messages_dropped;
+        a.links.send(NodeId(2), &append(9, 10));
+        assert_eq!(counted(&a).messages_dropped, dropped, "what is small has room of its own");
     });
 }
 
