@@ -95,12 +95,18 @@ error_codes! {
     KeyAbsent = "key_absent", 404, exit 3, Fix, None, "No such key";
     /// There is no such path.
     NoRoute = "no_route", 404, exit 1, Fix, None, "No such path";
+    /// There is no such member.
+    NodeAbsent = "node_absent", 404, exit 1, Fix, None, "No such node";
+    /// There is no such shard.
+    ShardAbsent = "shard_absent", 404, exit 1, Fix, None, "No such shard";
     /// The path does not take this method; `Allow` names those it takes.
     MethodNotAllowed = "method_not_allowed", 405, exit 2, Fix, None, "Method not allowed";
     /// The rest of the request did not come in time.
     RequestStalled = "request_stalled", 408, exit 1, Retry, None, "No progress of the request";
     /// Another node has the joiner's name.
     NameTaken = "name_taken", 409, exit 1, Fix, None, "Name taken";
+    /// The step would lose data, a quorum or failover; the detail says what to do instead.
+    UnsafeStep = "unsafe_step", 409, exit 1, Fix, None, "Unsafe step refused";
     /// The key's value is no integer, so it cannot be incremented.
     NotAnInteger = "not_an_integer", 409, exit 1, Fix, None, "Not an integer";
     /// The sum would not fit into a signed integer of 64 bits.

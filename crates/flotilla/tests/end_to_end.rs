@@ -204,7 +204,7 @@ fn help_is_a_manual_and_completions_are_scripts() {
 fn bad_usage_exits_2_in_one_line() {
     for arguments in [
         &["watch"][..],
-        &["cluster", "drain", "n1"],
+        &["cluster", "recover"],
         &["no-such-command"],
         &["get", ""],
         &["serve"],

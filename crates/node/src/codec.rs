@@ -3,6 +3,7 @@
 //! Each begins with a kind byte; what follows is fixed by the kind. Values and Raft entries come out
 //! of decoding as slices of the frame that held them.
 
+use crate::admin::{AdminReply, AdminVerdict};
 use crate::message::{Forward, PeerMessage, ScanForward};
 use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, RequestId, WriteRefusal};
 use crate::scan::{ScanAsk, ScanPage, ScanPart};
@@ -127,6 +128,14 @@ impl PeerMessage {
                     out.put_u64_le(*hash);
                 }
             }
+            PeerMessage::Addresses(addresses) => {
+                out.put_u8(25);
+                out.put_u32_le(addresses.len() as u32);
+                for (node, address) in addresses {
+                    out.put_u64_le(node.0);
+                    out.write_bytes(address.as_bytes());
+                }
+            }
             PeerMessage::Clock { wall } => {
                 out.put_u8(20);
                 out.put_u64_le(wall.0);
@@ -218,6 +227,14 @@ impl PeerMessage {
                 term: Term(reader.u64("term")?),
                 hash: if reader.bool("hash")? { Some(reader.u64("hash")?) } else { None },
             },
+            25 => {
+                let count = reader.count(12, "addresses")?;
+                let address = |reader: &mut Reader| {
+                    let node = NodeId(reader.u64("node id")?);
+                    Ok((node, String::from_utf8_lossy(&reader.bytes("address")?).into_owned()))
+                };
+                PeerMessage::Addresses((0..count).map(|_| address(reader)).collect::<Result<_>>()?)
+            }
             20 => PeerMessage::Clock { wall: Timestamp(reader.u64("wall clock")?) },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),
         })
@@ -270,6 +287,10 @@ impl Request {
                 out.put_u8(16);
                 ask.encode(out);
             }
+            Request::Admin(admin) => {
+                out.put_u8(23);
+                out.write_bytes(&serde_json::to_vec(admin).expect("an operator's request is plain text and numbers"));
+            }
         }
     }
 
@@ -313,6 +334,10 @@ impl Request {
                 Request::Increment { key: decode_key(reader)?, by: reader.u64("increment")? as i64, condition: decode_condition(reader)? }
             }
             16 => Request::Scan(ScanAsk::decode(reader)?),
+            23 => {
+                let json = reader.bytes("operator's request")?;
+                Request::Admin(serde_json::from_slice(&json).map_err(|_| DecodeError::Invalid("operator's request", 0))?)
+            }
             other => return Err(DecodeError::Invalid("request kind", u64::from(other))),
         })
     }
@@ -362,6 +387,11 @@ impl Reply {
                 out.put_u8(16);
                 page.encode(out);
             }
+            Reply::Admin(AdminReply { verdict, body }) => {
+                out.put_u8(23);
+                out.put_u8(*verdict as u8);
+                out.write_bytes(body);
+            }
             Reply::Incremented { value, version } => {
                 out.put_u8(20);
                 out.put_i64_le(*value);
@@ -410,6 +440,9 @@ impl Reply {
             20 => Reply::Incremented { value: reader.u64("sum")? as i64, version: version(reader)? },
             21 => Reply::Refused(WriteRefusal::from_byte(reader.u8("refusal")?)?),
             16 => Reply::Page(ScanPage::decode(reader)?),
+            23 => {
+                Reply::Admin(AdminReply { verdict: AdminVerdict::from_byte(reader.u8("verdict")?)?, body: reader.bytes("verdict's body")? })
+            }
             other => return Err(DecodeError::Invalid("reply kind", u64::from(other))),
         })
     }

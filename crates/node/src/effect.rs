@@ -9,6 +9,7 @@ use crate::state_machine::{GroupApply, ReplicaState};
 use bytes::Bytes;
 use flotilla_storage::log::LogBatch;
 use flotilla_types::{GroupId, Key, LogIndex, NodeId, ReplicaKey, Timestamp};
+use std::collections::BTreeSet;
 
 /// What one turn of the loop produced. Order within each list is kept by the world; the lists do not
 /// wait for each other (whatever must wait for a sync is held back by the node itself).
@@ -26,12 +27,21 @@ pub struct Effects {
     pub reads: Vec<ReadJob>,
     /// Scans that may run now, in any order, on any thread but the loop's; answered by [`crate::Event::Scanned`].
     pub scans: Vec<ScanJob>,
-    /// The peers to be linked with, when they changed: node and HOST:PORT.
-    pub peers: Option<Vec<(NodeId, String)>>,
+    /// Whom to be linked with, when that changed.
+    pub peers: Option<Peers>,
     /// For the operator's eyes: one line each.
     pub notices: Vec<Notice>,
     /// The process must end, for this reason (damage that cannot be healed here, removal, ...).
     pub fatal: Option<String>,
+}
+
+/// Whom to be linked with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// The other members, and HOST:PORT of each.
+    pub linked: Vec<(NodeId, String)>,
+    /// Nodes that are members no more, for ever: whoever of them comes is told so.
+    pub removed: BTreeSet<NodeId>,
 }
 
 /// One batch for the log thread: append, sync if asked, answer [`crate::event::Event::LogSynced`].

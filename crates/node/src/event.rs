@@ -52,6 +52,18 @@ pub enum Event {
         /// The peer's process is known to be gone (its address refuses connections).
         refused: bool,
     },
+    /// A peer was heard from at another address than it is dialed at.
+    PeerAt {
+        /// The peer.
+        peer: NodeId,
+        /// HOST:PORT where it says that it is reached.
+        address: String,
+    },
+    /// A peer says that this node was removed from the cluster.
+    Removed {
+        /// The peer.
+        by: NodeId,
+    },
     /// The log job of this number, and all before it, are on disk.
     LogSynced {
         /// The number of the [`crate::effect::LogJob`].

@@ -8,10 +8,11 @@
 //!   members), `divergence` (replicas that differ) and [`scrub`] (comparing what is stored) are its parts;
 //! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
-//! - [`control`], [`placement`]: who the members are and where replicas should be;
+//! - [`control`], [`placement`]: who the members are and where replicas should be; [`admin`]: what operators ask of them;
 //! - [`check`]: whether log and store are of one piece;
 //! - [`event`], [`effect`], [`notice`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
 
+pub mod admin;
 mod apply_queue;
 pub mod boot;
 pub mod check;

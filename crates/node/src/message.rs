@@ -111,6 +111,8 @@ pub enum PeerMessage {
         /// The hash over its rows there; `None`: it could not take part.
         hash: Option<u64>,
     },
+    /// Where members are reached, as the sender was told by themselves: not agreed on.
+    Addresses(Vec<(NodeId, String)>),
     /// What the sender's wall clock shows (decision 5).
     Clock {
         /// That.

@@ -60,6 +60,8 @@ pub struct NodeConfig {
     pub scrub_bytes_per_second: u64,
     /// How long after one scrub of a shard the next one may begin.
     pub scrub_interval: Duration,
+    /// How long a node may be down before the others take over what it holds; `None`: for ever.
+    pub replace_after: Option<Duration>,
     /// Raft's settings, the same for each group.
     pub group: GroupConfig,
     /// Set by the simulation alone.
@@ -79,11 +81,15 @@ impl Default for NodeConfig {
             transfers_max: 4,
             scrub_bytes_per_second: 8 << 20,
             scrub_interval: Duration::from_secs(3600),
+            replace_after: Some(Duration::from_secs(300)),
             group: GroupConfig::default(),
             fault: None,
         }
     }
 }
+
+/// What the process of a removed node ends with.
+pub const REMOVED: &str = "this node was removed from the cluster: its data may be wiped";
 
 /// Why a node cannot start on what its data-dir holds.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +185,7 @@ impl Node {
             clocks: Clocks::new(now.instant),
             log: LogQueue::default(),
             apply: ApplyQueue::default(),
-            transfers: Transfers::starting_at(first_number()),
+            transfers: Transfers::starting_at(first_number(), now.instant),
             scrubs: Scrubs::new(now.instant),
             supervision: Supervision::new(now.instant),
             out: Effects::default(),
@@ -339,6 +345,8 @@ impl Node {
             }
             Event::LinkUp { peer } => self.handle_link_up(peer, now),
             Event::LinkDown { peer, refused } => self.handle_link_down(peer, refused, now),
+            Event::PeerAt { peer, address } => self.note_address(peer, address),
+            Event::Removed { by } => self.out.fatal = Some(format!("{REMOVED}, as {} says", self.name_of(by))),
             Event::LogSynced { job } => self.handle_log_synced(job, now),
             Event::LogDiskFull => {
                 self.log_is_full = true;
@@ -390,6 +398,7 @@ impl Node {
             PeerMessage::SnapshotTaken { transfer, number, accepted, .. } => {
                 self.handle_snapshot_taken(from, transfer, number, accepted, now)
             }
+            PeerMessage::Addresses(addresses) => self.handle_addresses(addresses),
             PeerMessage::Clock { wall } => self.handle_clock(from, wall, now),
             PeerMessage::Report(bytes) => self.handle_report(from, &bytes, now),
             PeerMessage::ControlCopy(bytes) => self.handle_control_copy(bytes, now),
@@ -455,6 +464,7 @@ impl Node {
         self.tell_clock(now);
         self.look_for_expired(now);
         self.step_scrubs(now);
+        self.pace_transfers(now);
         self.retry_scans(now);
         self.supervise(now);
     }

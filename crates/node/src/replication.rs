@@ -430,6 +430,7 @@ impl Node {
         }
         for (index, term, answer) in applied.control_answers {
             self.handle_control_answer(index, term, &answer);
+            self.handle_admin_answer(index, term, &answer, now);
         }
         self.settle_superseded(key.group, (applied.applied.1, index.next()), false);
         if let Some((index, hash)) = applied.checkpoint {

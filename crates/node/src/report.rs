@@ -1,11 +1,12 @@
 //! What a node tells the control group's voters of itself, twice a second, and its bytes.
 
-use crate::control::GroupReport;
+use crate::control::{GroupReport, Sending};
 use crate::scrub::{LastScrub, ScrubReport, ScrubResult};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{GroupId, LogIndex, Membership, NodeId, ReplicaId, ReplicaKey, Term, Timestamp};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One node's report. Not agreed on, not stored; the latest counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub(crate) struct Report {
     pub(crate) groups: BTreeMap<GroupId, GroupReport>,
 }
 
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 impl Report {
     /// The encoding (docs/formats.md, "Messages between nodes").
@@ -47,6 +48,12 @@ impl Report {
             out.put_u64_le(led.record_epoch);
             out.put_u64_le(led.bytes);
             encode_scrub(&led.scrub, &mut out);
+            out.write_bool(led.sending.is_some());
+            if let Some(Sending { to, bytes_done, elapsed }) = led.sending {
+                out.put_u64_le(to.0);
+                out.put_u64_le(bytes_done);
+                out.put_u64_le(elapsed.as_millis() as u64);
+            }
             led.membership.encode(&mut out);
         }
         out.freeze()
@@ -66,7 +73,7 @@ impl Report {
             .map(|_| Ok(ReplicaKey { group: GroupId(r.u32("group")?), replica: ReplicaId(r.u64("replica")?) }))
             .collect::<Result<_, DecodeError>>()?;
         let mut groups = BTreeMap::new();
-        for _ in 0..r.count(55, "groups led")? {
+        for _ in 0..r.count(56, "groups led")? {
             let group = GroupId(r.u32("group")?);
             let led = GroupReport {
                 leader: NodeId(r.u64("leader")?),
@@ -75,6 +82,7 @@ impl Report {
                 record_epoch: r.u64("record epoch")?,
                 bytes: r.u64("bytes")?,
                 scrub: decode_scrub(r)?,
+                sending: if r.bool("snapshot under way")? { Some(decode_sending(r)?) } else { None },
                 membership: Membership::decode(r)?,
             };
             groups.insert(group, led);
@@ -82,6 +90,11 @@ impl Report {
         reader.finish()?;
         Ok(Report { epoch, replicas, bytes, keys, shutting_down, reseeds, groups })
     }
+}
+
+fn decode_sending(r: &mut Reader) -> Result<Sending, DecodeError> {
+    let (to, bytes_done) = (NodeId(r.u64("receiver")?), r.u64("bytes sent")?);
+    Ok(Sending { to, bytes_done, elapsed: Duration::from_millis(r.u64("time taken")?) })
 }
 
 fn encode_scrub(scrub: &ScrubReport, out: &mut BytesMut) {

@@ -1,6 +1,7 @@
 //! What a client asks of a node and what it is told: the vocabulary between the doors (HTTP, Redis),
 //! the node, and a forwarding node's peer.
 
+use crate::admin::{AdminReply, AdminRequest};
 use crate::scan::{ScanAsk, ScanPage};
 use bytes::Bytes;
 use flotilla_types::wire::DecodeError;
@@ -62,6 +63,8 @@ pub enum Request {
     ClusterStatus,
     /// Read a page of a range of keys, each shard at one moment after now. Never forwarded whole.
     Scan(ScanAsk),
+    /// An operator asks for something of the whole cluster; asked again, it says how far it is.
+    Admin(AdminRequest),
 }
 
 /// How a node that wants to join presents itself.
@@ -79,10 +82,18 @@ pub struct JoinRequest {
     pub resp: Option<String>,
     /// Its failure zone.
     pub zone: String,
+    /// Its share of the replicas relative to other nodes.
+    #[serde(default = "usual_weight")]
+    pub weight: u32,
     /// The lowest and the highest format it speaks.
     pub formats: (u32, u32),
     /// Remove the dead holder of the name first.
     pub replace: bool,
+}
+
+/// What a joiner weighs that does not say.
+fn usual_weight() -> u32 {
+    100
 }
 
 /// What a node answers to a [`Request`].
@@ -146,6 +157,8 @@ pub enum Reply {
     Status(Bytes),
     /// A page of a scan.
     Page(ScanPage),
+    /// What became of an operator's request.
+    Admin(AdminReply),
     /// The request failed.
     Failed(Failure),
 }
@@ -277,8 +290,18 @@ impl Request {
     pub fn is_write(&self) -> bool {
         match self {
             Request::Put { .. } | Request::Delete { .. } | Request::Increment { .. } | Request::Idempotent { .. } => true,
-            Request::Get { .. } | Request::GetStale { .. } | Request::Scan(_) | Request::Join(_) | Request::ClusterStatus => false,
+            Request::Get { .. }
+            | Request::GetStale { .. }
+            | Request::Scan(_)
+            | Request::Join(_)
+            | Request::ClusterStatus
+            | Request::Admin(_) => false,
         }
+    }
+
+    /// Whether it changes anything, data or the cluster: then an answer that did not come leaves its outcome unknown.
+    pub fn may_change_something(&self) -> bool {
+        self.is_write() || matches!(self, Request::Join(_) | Request::Admin(_))
     }
 
     /// Whether it is a write that may need more room on the disk than it gives back: deletes do not.
@@ -304,7 +327,7 @@ impl Request {
             | Request::Delete { key, .. }
             | Request::Increment { key, .. } => Some(key),
             Request::Idempotent { write, .. } => write.key(),
-            Request::Join(_) | Request::ClusterStatus | Request::Scan(_) => None,
+            Request::Join(_) | Request::ClusterStatus | Request::Scan(_) | Request::Admin(_) => None,
         }
     }
 
@@ -316,7 +339,7 @@ impl Request {
                 key.as_bytes().len()
             }
             Request::Idempotent { write, .. } => size_of::<Request>() + write.bytes(),
-            Request::Join(_) | Request::ClusterStatus => 256,
+            Request::Join(_) | Request::ClusterStatus | Request::Admin(_) => 256,
             // What its answer takes is bounded by how many run at once.
             Request::Scan(ask) => 256 + ask.range.start.len() + ask.range.end.as_ref().map_or(0, Bytes::len),
         }
@@ -335,6 +358,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::AdminAction;
 
     #[test]
     fn what_frees_room_is_let_through_whether_or_not_it_is_to_happen_once() {
@@ -345,5 +369,12 @@ mod tests {
         let delete = || Request::Delete { key: key(), condition: Condition::ALWAYS };
         assert!([put(), increment(), once(put()), once(increment())].iter().all(Request::needs_room));
         assert!(![delete(), once(delete()), Request::Get { key: key() }, Request::ClusterStatus].iter().any(Request::needs_room));
+    }
+
+    #[test]
+    fn what_may_have_changed_something_is_not_said_to_have_failed() {
+        let action = AdminAction::Drain { node: "n1".to_owned() };
+        let admin = Request::Admin(AdminRequest { action, dry_run: false });
+        assert!(admin.may_change_something() && !admin.is_write() && !Request::ClusterStatus.may_change_something());
     }
 }

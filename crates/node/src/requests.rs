@@ -108,6 +108,10 @@ impl Node {
             let detail = format!("{} requests are under way at this node: try again shortly", self.requests.under_way.len());
             return self.out.replies.push((ticket, failed(FailureReason::Overloaded, detail)));
         }
+        if let Request::Join(join) = &request {
+            // Heard before it can be agreed on: nobody may know where the others are.
+            self.note_address(join.id, join.peer.clone());
+        }
         match request {
             Request::Scan(ask) => self.handle_scan(ticket, ask, expires, now),
             request => self.route(ticket, request, expires, now),
@@ -221,6 +225,7 @@ impl Node {
                 let json = self.cluster_status(now).to_json();
                 self.answer(waiter.to, Reply::Status(json));
             }
+            Request::Admin(request) => self.accept_admin(waiter, request, now),
             Request::Scan(_) => self.refuse(waiter.to, FailureReason::Overloaded, "a scan is asked for in parts, not forwarded whole"),
         }
     }
@@ -380,7 +385,7 @@ impl Node {
         self.requests.forwarded.retain(|_, forwarded| {
             if over(forwarded.expires) {
                 let detail = "the shard's leader did not answer in time";
-                let failure = if forwarded.request.is_write() {
+                let failure = if forwarded.request.may_change_something() {
                     Failure::unknown(FailureReason::Timeout, detail)
                 } else {
                     Failure::not_applied(FailureReason::Timeout, detail)

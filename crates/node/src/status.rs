@@ -1,7 +1,7 @@
 //! The one read-only view of the cluster that `/v1/cluster`, the command line, the dashboard and the
 //! metrics show: plain data, computed once.
 
-use crate::control::{GroupReport, NodeHealth, NodeState, moves};
+use crate::control::{GroupReport, NodeHealth, NodeState, Sending, moves};
 use crate::event::Now;
 use crate::keyspace;
 use crate::node::Node;
@@ -207,6 +207,7 @@ impl Node {
                     record_epoch: 0,
                     bytes: replica.bytes,
                     scrub: if replica.is_leader() { self.scrub_report(replica) } else { ScrubReport::default() },
+                    sending: self.transfers.sending(*group, now.instant),
                 };
                 observed.groups.insert(*group, report);
             }
@@ -228,7 +229,7 @@ impl Node {
                 .count();
             let state = match record.state {
                 NodeState::Removed => "removed",
-                NodeState::Draining if is_up(id) => "draining",
+                NodeState::Draining | NodeState::Leaving if is_up(id) => "draining",
                 NodeState::Active if is_up(id) && replicas == 0 => "joining",
                 _ if is_up(id) => "up",
                 _ => "down",
@@ -267,14 +268,24 @@ impl Node {
             Some(ShardStatus { id, slots: [first, last], leader, term: report.map_or(0, |report| report.term.0), replicas, scrub })
         };
         let shards: Vec<ShardStatus> = shards.iter().filter_map(shard).collect();
-        let moves = moves(&self.control, &observed).into_iter().map(|m| MoveStatus {
-            shard: m.group.shard(),
-            from: m.from.map(name),
-            to: m.to.map(name),
-            phase: m.phase.to_string(),
-            bytes_done: None,
-            bytes_total: observed.groups.get(&m.group).map_or(0, |report| report.bytes),
-            eta_ms: None,
+        let moves = moves(&self.control, &observed).into_iter().map(|m| {
+            let report = observed.groups.get(&m.group);
+            let bytes_total = report.map_or(0, |report| report.bytes);
+            let sending = report.and_then(|report| report.sending).filter(|sending| Some(sending.to) == m.to);
+            // As fast as so far.
+            let eta = |sending: Sending| {
+                let left = bytes_total.saturating_sub(sending.bytes_done);
+                (sending.elapsed.as_millis() * u128::from(left)).checked_div(u128::from(sending.bytes_done)).map(|eta| eta as u64)
+            };
+            MoveStatus {
+                shard: m.group.shard(),
+                from: m.from.map(name),
+                to: m.to.map(name),
+                phase: m.phase.to_string(),
+                bytes_done: sending.map(|sending| sending.bytes_done.min(bytes_total)),
+                bytes_total,
+                eta_ms: sending.and_then(eta),
+            }
         });
         let control = ControlStatus {
             leader: leader_of(GroupId::CONTROL).map(name),

@@ -5,14 +5,15 @@
 //! Nothing here is remembered that must survive: the control group's state and each group's Raft
 //! configuration say everything, so any leader goes on where another stopped.
 
+use crate::admin::Admins;
 use crate::control::{
     ControlAnswer, ControlCommand, ControlState, Formats, GroupReport, NodeHealth, NodeProfile, NodeState, Observed, PlanLimits, Refusal,
     Standing, Step, next_step, plan,
 };
-use crate::effect::StoreJob;
+use crate::effect::{Peers, StoreJob};
 use crate::event::Now;
 use crate::message::PeerMessage;
-use crate::node::{Link, Node};
+use crate::node::{Link, Node, REMOVED};
 use crate::notice::Notice;
 use crate::replica::{Replica, Waiter};
 use crate::report::Report;
@@ -58,10 +59,17 @@ pub(crate) struct Supervision {
     pub(crate) reports: BTreeMap<NodeId, (Instant, Report)>,
     /// Joins proposed to the control group: who is told, and what is answered.
     joins: Vec<(LogIndex, Term, Waiter)>,
+    /// Operators' requests.
+    pub(crate) admins: Admins,
+    /// Since when this node has seen to the others without a break, and heard most of them.
+    watching_since: Instant,
+    last_watch: Instant,
     /// When the control group's leader last said that the copy here is the latest.
     epoch_confirmed: Option<Instant>,
     /// Replicas given up here for damage, to be replaced.
     pub(crate) reseeds: BTreeSet<ReplicaKey>,
+    /// Where members say that they are reached, unless that is agreed on.
+    addresses: BTreeMap<NodeId, String>,
     /// When leadership of a group was last handed over on purpose.
     transferred: BTreeMap<GroupId, Instant>,
 }
@@ -76,8 +84,12 @@ impl Supervision {
             applied_bytes: 0,
             reports: BTreeMap::new(),
             joins: Vec::new(),
+            admins: Admins::default(),
+            watching_since: now,
+            last_watch: now,
             epoch_confirmed: None,
             reseeds: BTreeSet::new(),
+            addresses: BTreeMap::new(),
             transferred: BTreeMap::new(),
         }
     }
@@ -89,7 +101,9 @@ impl Node {
         if now.instant >= self.supervision.next_reconcile {
             self.supervision.next_reconcile = now.instant + RECONCILE_INTERVAL;
             self.expire_transfers(now.instant);
+            self.watch(now.instant);
             self.expire_joins(now.instant);
+            self.expire_admins(now);
             self.reconcile(now);
             self.begin_and_end_scrubs(now);
             if self.shutting_down {
@@ -134,6 +148,7 @@ impl Node {
         self.send(peer, PeerMessage::Clock { wall: now.wall });
         // The copy kept over a restart may be old, and may not even say who the control voters are.
         self.send(peer, PeerMessage::ControlAsk { epoch: self.control.epoch, orphan: None });
+        self.tell_addresses(peer);
         for replica in self.replicas.values_mut() {
             if replica.leader_node() == Some(peer) {
                 replica.campaign_at = None;
@@ -190,7 +205,7 @@ impl Node {
         record.map(|record| record.voters.iter().map(|member| member.node).collect()).unwrap_or_default()
     }
 
-    fn leads_control(&self) -> bool {
+    pub(crate) fn leads_control(&self) -> bool {
         self.replicas.get(&GroupId::CONTROL).is_some_and(Replica::is_leader)
     }
 
@@ -202,7 +217,7 @@ impl Node {
         // Given up here but still wanted: asked for again after a restart too, when only the tombstone tells.
         let given_up = self.tombstones.iter().filter(|key| matches!(self.control.standing(**key), Standing::Wanted(_)));
         self.supervision.reseeds.extend(given_up);
-        let report = self.make_report();
+        let report = self.make_report(now.instant);
         let encoded = report.encode();
         for voter in self.control_voters() {
             if voter == self.identity.node {
@@ -213,7 +228,7 @@ impl Node {
         }
     }
 
-    fn make_report(&self) -> Report {
+    fn make_report(&self, now: Instant) -> Report {
         let led = |replica: &Replica| GroupReport {
             leader: self.identity.node,
             term: replica.group.term(),
@@ -222,6 +237,7 @@ impl Node {
             record_epoch: self.control.groups.get(&replica.key.group).map_or(0, |record| record.epoch),
             bytes: replica.bytes,
             scrub: self.scrub_report(replica),
+            sending: self.transfers.sending(replica.key.group, now),
         };
         Report {
             epoch: self.control.epoch,
@@ -271,8 +287,8 @@ impl Node {
             let health = match self.supervision.reports.get(node) {
                 _ if *node == self.identity.node => NodeHealth::Up,
                 Some((at, _)) if now.instant.saturating_since(*at) < REPORT_TIMEOUT => NodeHealth::Up,
-                Some((at, _)) => NodeHealth::Down { for_time: now.instant.saturating_since(*at) },
-                None => NodeHealth::Down { for_time: now.instant.saturating_since(self.started) },
+                Some((at, _)) => NodeHealth::Down { for_time: now.instant.saturating_since((*at).max(self.supervision.watching_since)) },
+                None => NodeHealth::Down { for_time: now.instant.saturating_since(self.started.max(self.supervision.watching_since)) },
             };
             observed.nodes.insert(*node, health);
         }
@@ -300,15 +316,37 @@ impl Node {
         }
         if commands.is_empty() {
             let observed = self.observed(now);
-            let small = observed.groups.values().all(|report| report.bytes <= SMALL_GROUP_BYTES);
-            let limits =
-                if small { PlanLimits { motions_max: 128, motions_per_node_max: 128, commands_max: 256 } } else { PlanLimits::default() };
-            commands = plan(&self.control, &observed, &limits);
+            commands = plan(&self.control, &observed, &self.plan_limits(&observed));
         }
         for command in commands {
             if self.propose_control(&command).is_none() {
                 break;
             }
+        }
+    }
+
+    pub(crate) fn plan_limits(&self, observed: &Observed) -> PlanLimits {
+        let replace_after = self.config.replace_after;
+        let small = observed.groups.values().all(|report| report.bytes <= SMALL_GROUP_BYTES);
+        match small {
+            true => PlanLimits { motions_max: 128, motions_per_node_max: 128, commands_max: 256, replace_after },
+            false => PlanLimits { replace_after, ..PlanLimits::default() },
+        }
+    }
+
+    /// Notes since when this node is a good judge of who is down: one that stood still, or was cut off itself, has heard
+    /// nobody and knows nothing.
+    fn watch(&mut self, now: Instant) {
+        let stood_still = now.saturating_since(self.supervision.last_watch) > REPORT_TIMEOUT;
+        self.supervision.last_watch = now;
+        let members = self.control.members().count();
+        let is_heard = |node: &NodeId| {
+            let heard = self.supervision.reports.get(node).is_some_and(|(at, _)| now.saturating_since(*at) < REPORT_TIMEOUT);
+            heard || *node == self.identity.node
+        };
+        let heard = self.control.members().filter(|(node, _)| is_heard(node)).count();
+        if stood_still || heard * 2 <= members {
+            self.supervision.watching_since = now;
         }
     }
 
@@ -408,6 +446,9 @@ impl Node {
         }
         let peers_before = self.peers();
         self.control = control.clone();
+        // What is agreed on need not be remembered; nor can what was said of a node that moved again be told from the truth.
+        let agreed = |node: &NodeId, address: &String| control.nodes.get(node).is_some_and(|record| record.profile.peer == *address);
+        self.supervision.addresses.retain(|node, address| !agreed(node, address));
         if self.peers() != peers_before {
             self.update_peers();
             // How the others are reached must survive a restart, also where no control replica is.
@@ -415,7 +456,7 @@ impl Node {
             self.log.push(LogRecord::Identity(self.identity.encode()));
         }
         if self.control.nodes.get(&self.identity.node).is_some_and(|record| record.state == NodeState::Removed) {
-            self.out.fatal = Some("this node was removed from the cluster: its data may be wiped".to_owned());
+            self.out.fatal = Some(REMOVED.to_owned());
         }
         let standing = |key: &ReplicaKey| self.control.standing(*key);
         let reseeded: Vec<ReplicaKey> =
@@ -449,7 +490,7 @@ impl Node {
     }
 
     /// Whether the control group is led here and all that it agreed on before is applied.
-    fn knows_control_now(&self) -> bool {
+    pub(crate) fn knows_control_now(&self) -> bool {
         self.replicas
             .get(&GroupId::CONTROL)
             .is_some_and(|replica| replica.group.serves_reads() && replica.applied >= replica.group.commit())
@@ -558,9 +599,50 @@ impl Node {
         self.control.replicas_on(self.identity.node).any(|(wanted, standing)| wanted == key && matches!(standing, Standing::Wanted(_)))
     }
 
-    fn peers(&self) -> Vec<(NodeId, String)> {
+    fn peers(&self) -> Peers {
         let others = self.control.members().filter(|(node, _)| *node != self.identity.node);
-        others.map(|(node, record)| (node, record.profile.peer.clone())).collect()
+        let address = |node: NodeId, known: &str| self.supervision.addresses.get(&node).map_or(known, String::as_str).to_owned();
+        Peers {
+            linked: others.map(|(node, record)| (node, address(node, &record.profile.peer))).collect(),
+            removed: self.control.nodes.iter().filter(|(_, r)| r.state == NodeState::Removed).map(|(node, _)| *node).collect(),
+        }
+    }
+
+    /// Where a member is reached, as it, or another member, says before it is agreed on: all may have moved at once, and then
+    /// nothing can be agreed on before they have found each other.
+    pub(crate) fn note_address(&mut self, node: NodeId, address: String) {
+        let Some((_, record)) = self.control.members().find(|(member, _)| *member == node && node != self.identity.node) else { return };
+        let is_news = match self.supervision.addresses.get(&node) {
+            Some(noted) => *noted != address,
+            None => record.profile.peer != address,
+        };
+        if !is_news {
+            return;
+        }
+        self.supervision.addresses.insert(node, address);
+        self.update_peers();
+        let linked: Vec<NodeId> = self.links.iter().filter(|(_, link)| link.up).map(|(node, _)| *node).collect();
+        for peer in linked {
+            self.tell_addresses(peer);
+        }
+    }
+
+    /// Tells a peer where others are reached that it may not find.
+    pub(crate) fn tell_addresses(&mut self, peer: NodeId) {
+        let noted: Vec<(NodeId, String)> =
+            self.supervision.addresses.iter().filter(|(node, _)| **node != peer).map(|(node, address)| (*node, address.clone())).collect();
+        if !noted.is_empty() {
+            self.send(peer, PeerMessage::Addresses(noted));
+        }
+    }
+
+    /// What a peer says of others counts where they are not reached.
+    pub(crate) fn handle_addresses(&mut self, addresses: Vec<(NodeId, String)>) {
+        for (node, address) in addresses {
+            if !self.link_is_up(node) {
+                self.note_address(node, address);
+            }
+        }
     }
 
     pub(crate) fn update_peers(&mut self) {
@@ -630,7 +712,7 @@ pub(crate) fn profile_of(join: &JoinRequest) -> NodeProfile {
         peer: join.peer.clone(),
         resp: join.resp.clone(),
         zone: join.zone.clone(),
-        weight: 1,
+        weight: join.weight,
         formats: Formats { min: join.formats.0, max: join.formats.1 },
     }
 }

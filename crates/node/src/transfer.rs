@@ -9,6 +9,7 @@
 //! The receiver fills a generation of rows that is not in force; what happens then is in
 //! `replication` (announce, switch, record).
 
+use crate::control::Sending;
 use crate::effect::StoreJob;
 use crate::event::{Now, SnapshotRead};
 use crate::message::PeerMessage;
@@ -29,6 +30,25 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Transfers {
     next: u64,
     outgoing: BTreeMap<u64, Outgoing>,
+    pace: Pace,
+}
+
+/// How much may be sent at this moment (a token bucket): chunks are sent while `allowance` is above zero, and take from it.
+#[derive(Debug)]
+struct Pace {
+    allowance: i64,
+    filled_at: Instant,
+}
+
+/// Of its rate, what a pace lets through at once after a pause.
+const PACE_BURST: Duration = Duration::from_millis(100);
+
+impl Pace {
+    fn refill(&mut self, bytes_per_second: u64, now: Instant) {
+        let grown = |time: Duration| (u128::from(bytes_per_second) * time.as_micros() / 1_000_000) as i64;
+        let since = now.saturating_since(std::mem::replace(&mut self.filled_at, now));
+        self.allowance = self.allowance.saturating_add(grown(since)).min(grown(PACE_BURST).max(1));
+    }
 }
 
 #[derive(Debug)]
@@ -48,6 +68,8 @@ struct Outgoing {
     under_way: bool,
     last_sent: bool,
     progress_at: Instant,
+    began: Instant,
+    bytes_done: u64,
 }
 
 /// A snapshot being received by one replica.
@@ -76,8 +98,15 @@ impl Incoming {
 
 impl Transfers {
     /// None yet; numbers rise from here.
-    pub(crate) fn starting_at(next: u64) -> Transfers {
-        Transfers { next, outgoing: BTreeMap::new() }
+    pub(crate) fn starting_at(next: u64, now: Instant) -> Transfers {
+        Transfers { next, outgoing: BTreeMap::new(), pace: Pace { allowance: 0, filled_at: now } }
+    }
+
+    /// What is being sent of a group; of several the one that is furthest.
+    pub(crate) fn sending(&self, group: GroupId, now: Instant) -> Option<Sending> {
+        let of_group = self.outgoing.values().filter(|o| o.source.group == group);
+        let sending = |o: &Outgoing| Sending { to: o.node, bytes_done: o.bytes_done, elapsed: now.saturating_since(o.began) };
+        of_group.max_by_key(|o| o.bytes_done).map(sending)
     }
 
     /// Bytes of chunks that were read ahead.
@@ -115,6 +144,8 @@ impl Node {
             under_way: false,
             last_sent: false,
             progress_at: now,
+            began: now,
+            bytes_done: 0,
         };
         self.transfers.outgoing.insert(transfer, outgoing);
         self.read_chunk(transfer, source, true);
@@ -177,7 +208,12 @@ impl Node {
             Some(chunk) if !outgoing.under_way && (!chunk.last || outgoing.message.is_some()) => chunk.last,
             _ => return,
         };
+        if self.control.move_bytes_per_second > 0 && self.transfers.pace.allowance <= 0 {
+            return;
+        }
         let Some(chunk) = outgoing.ready.take() else { return };
+        outgoing.bytes_done += chunk.bytes.len() as u64;
+        self.transfers.pace.allowance -= chunk.bytes.len() as i64;
         let state = outgoing.position.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
         let finish = if last { outgoing.message.take().map(|message| (Box::new(message), state)) } else { None };
         let message = PeerMessage::SnapshotChunk {
@@ -196,6 +232,22 @@ impl Node {
         self.send(node, message);
         if !last {
             self.read_chunk(transfer, source, false);
+        }
+    }
+
+    /// Sends what had to wait for its time.
+    pub(crate) fn pace_transfers(&mut self, now: Now) {
+        self.transfers.pace.refill(self.control.move_bytes_per_second, now.instant);
+        let waits = |(_, outgoing): &(&u64, &Outgoing)| outgoing.ready.is_some() && !outgoing.under_way;
+        let waiting: Vec<u64> = self.transfers.outgoing.iter().filter(waits).map(|(transfer, _)| *transfer).collect();
+        for transfer in waiting {
+            if self.transfers.pace.allowance <= 0
+                && let Some(held) = self.transfers.outgoing.get_mut(&transfer)
+            {
+                // Not stuck: held back here.
+                held.progress_at = now.instant;
+            }
+            self.send_chunk(transfer);
         }
     }
 

@@ -6,6 +6,7 @@ use flotilla_types::{ClusterId, GroupId, MemberStep, Membership, MembershipChang
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt::Write;
+use std::time::Duration;
 
 /// A group as it is. Changes are applied at once; a learner has its data one round after it came.
 struct Group {
@@ -193,6 +194,8 @@ struct Cluster {
     state: ControlState,
     groups: BTreeMap<GroupId, Group>,
     down: BTreeSet<NodeId>,
+    /// Down for longer than anybody waits.
+    lost: BTreeSet<NodeId>,
     limits: PlanLimits,
 }
 
@@ -200,13 +203,14 @@ impl Cluster {
     fn new(shards: u32, replicas: u32, zone: &str) -> Cluster {
         let state = ControlState::genesis(ClusterId(1), NodeId(1), profile("n1", zone, 100), shards, replicas);
         let groups = state.groups.iter().map(|(g, r)| (*g, Group::lone(r.voters[0].replica, NodeId(1)))).collect();
-        Cluster { state, groups, down: BTreeSet::new(), limits: PlanLimits::default() }
+        Cluster { state, groups, down: BTreeSet::new(), lost: BTreeSet::new(), limits: PlanLimits::default() }
     }
 
     fn observed(&mut self) -> Observed {
         let mut observed = Observed::default();
         for node in self.state.nodes.keys() {
-            let health = if self.down.contains(node) { NodeHealth::Down { for_time: std::time::Duration::ZERO } } else { NodeHealth::Up };
+            let for_time = if self.lost.contains(node) { Duration::MAX } else { Duration::ZERO };
+            let health = if self.down.contains(node) { NodeHealth::Down { for_time } } else { NodeHealth::Up };
             observed.nodes.insert(*node, health);
         }
         for (id, group) in &mut self.groups {
@@ -224,6 +228,7 @@ impl Cluster {
                         record_epoch,
                         bytes: 0,
                         scrub: Default::default(),
+                        sending: None,
                     },
                 );
             }
@@ -238,7 +243,10 @@ impl Cluster {
         let mut busy = !commands.is_empty();
         for command in commands {
             let applied = self.state.apply(&command);
-            assert!(matches!(applied.answer, ControlAnswer::GroupSet { .. }), "{command:?}: {applied:?}");
+            assert!(
+                matches!(applied.answer, ControlAnswer::GroupSet { .. } | ControlAnswer::NodeUpdated { .. }),
+                "{command:?}: {applied:?}"
+            );
             writeln!(out, "plan {}", self.show(&command)).expect("a string takes all");
         }
         for (id, group) in &mut self.groups {
@@ -329,7 +337,20 @@ impl goldenscript::Runner for Script {
                 cluster.limits.motions_per_node_max = number(&mut args, "per-node")?.unwrap_or(cluster.limits.motions_per_node_max);
             }
             "down" => _ = cluster.down.insert(node(args.next_pos().ok_or("which node?")?)?),
-            "up" => _ = cluster.down.remove(&node(args.next_pos().ok_or("which node?")?)?),
+            "lost" => {
+                let node = node(args.next_pos().ok_or("which node?")?)?;
+                cluster.down.insert(node);
+                cluster.lost.insert(node);
+            }
+            "up" => {
+                let node = node(args.next_pos().ok_or("which node?")?)?;
+                cluster.down.remove(&node);
+                cluster.lost.remove(&node);
+            }
+            "leave" => {
+                let node = node(args.next_pos().ok_or("which node?")?)?;
+                cluster.state.apply(&ControlCommand::LeaveNode { node });
+            }
             "drain" => {
                 let node = node(args.next_pos().ok_or("which node?")?)?;
                 cluster.state.apply(&ControlCommand::DrainNode { node });

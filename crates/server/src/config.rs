@@ -7,6 +7,7 @@ use flotilla_types::ByteSize;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Largest value that may be configured: what links and log are laid out for.
 const VALUE_BYTES_CEILING: u64 = 64 << 20;
@@ -15,6 +16,13 @@ const LOG_BYTES_MIN: u64 = 256 << 20;
 /// Nobody reads faster than this.
 const SCRUB_BYTES_CEILING: u64 = 1 << 40;
 const NAME_BYTES_MAX: usize = 63;
+/// What a node weighs that says nothing.
+pub const WEIGHT_DEFAULT: u32 = 100;
+const WEIGHT_MAX: u32 = 1_000_000;
+const REPLACE_AFTER_DEFAULT: &str = "5m";
+/// A node that restarts must not find its place taken.
+const REPLACE_AFTER_MIN: Duration = Duration::from_secs(10);
+const REPLACE_AFTER_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Settings from one source. The keys of the file are the flags' names.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -49,6 +57,10 @@ pub struct Settings {
     pub replicas: Option<u32>,
     /// Failure zone.
     pub zone: Option<String>,
+    /// Its share of the replicas, relative to other nodes.
+    pub weight: Option<u32>,
+    /// How long a node may be down before the others take over what it holds; 0s: for ever.
+    pub replace_after: Option<String>,
     /// What is traced, as a filter.
     pub log_level: Option<String>,
     /// How it is traced.
@@ -115,6 +127,10 @@ pub struct ServerConfig {
     pub replicas: u32,
     /// Failure zone.
     pub zone: String,
+    /// Its share of the replicas, relative to other nodes.
+    pub weight: u32,
+    /// How long a node may be down before the others take over what it holds; `None`: for ever.
+    pub replace_after: Option<Duration>,
     /// What is bounded.
     pub limits: Limits,
 }
@@ -222,6 +238,8 @@ impl Settings {
             shards,
             replicas,
             zone,
+            weight,
+            replace_after,
             log_level,
             log_format,
             value_bytes_max,
@@ -268,6 +286,19 @@ impl Settings {
             let wanted = "give an odd number: an even one survives no more failures than the odd one below it".to_owned();
             return Err(ConfigError::Invalid { setting: "--replicas", value: replicas.to_string(), wanted });
         }
+        let weight = in_range("--weight", self.weight.unwrap_or(WEIGHT_DEFAULT), 1, WEIGHT_MAX)?;
+        let replace_after = self.replace_after.as_deref().unwrap_or(REPLACE_AFTER_DEFAULT);
+        let replace_after = match flotilla_api::http::parse_duration(replace_after.as_bytes()) {
+            Some(Duration::ZERO) => None,
+            Some(time) if (REPLACE_AFTER_MIN..=REPLACE_AFTER_MAX).contains(&time) => Some(time),
+            _ => {
+                return invalid(
+                    "--replace-after",
+                    replace_after,
+                    "give a time with its unit from 10s to 365d, such as 5m, or 0s for never",
+                );
+            }
+        };
         let usual = Limits::default();
         let limits = Limits {
             value_bytes_max: bytes("--value-bytes-max", self.value_bytes_max, usual.value_bytes_max, 1, VALUE_BYTES_CEILING)?,
@@ -303,6 +334,8 @@ impl Settings {
             shards,
             replicas,
             zone,
+            weight,
+            replace_after,
             limits,
         })
     }

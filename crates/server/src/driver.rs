@@ -175,7 +175,8 @@ impl<S: StateStore> Driver<S> {
             self.store.push_all(store);
         }
         if let Some(peers) = peers {
-            self.shared.links.set_peers(peers);
+            self.shared.links.set_removed(peers.removed);
+            self.shared.links.set_peers(peers.linked);
         }
         for (to, message) in &messages {
             self.shared.links.send(*to, message);

@@ -25,6 +25,11 @@ pub(crate) fn for_connections(wanted: usize) -> usize {
     connections
 }
 
+/// How many files this process may have open.
+pub(crate) fn files_max() -> Option<u64> {
+    look().map(|limit| limit.rlim_cur)
+}
+
 fn connections_of(files: u64) -> u64 {
     files - OWN_FILES.min(files / 4)
 }

@@ -47,6 +47,7 @@ pub(crate) struct Shared {
     /// When the process began to serve.
     pub(crate) since: SystemTime,
     pub(crate) store_cache_bytes_max: u64,
+    pub(crate) unapplied_bytes_max: u64,
 }
 
 /// Plain counters of the loop, for metrics.
@@ -117,7 +118,7 @@ impl NodeHandle {
             let detail = format!("{count} requests with {held} bytes are under way on this node: try again later");
             return Err(Failure::not_applied(FailureReason::Overloaded, detail));
         }
-        let ticket = tickets.open(bytes, expires, request.is_write());
+        let ticket = tickets.open(bytes, expires, request.may_change_something());
         drop(tickets);
         shared.inbox.push(Event::Request { ticket, request, expires });
         Ok(Answer { shared: Rc::clone(shared), ticket, taken: false })

@@ -115,6 +115,16 @@ pub async fn join(targets: &[String], request: &JoinRequest, limit: Duration) ->
     }
 }
 
+/// Tells one node how another is reached. Whether that can be agreed on now is another matter.
+///
+/// # Errors
+/// If it cannot be told.
+pub async fn introduce(target: &str, request: &JoinRequest) -> io::Result<()> {
+    let body = encode_request(request);
+    let told = exchange(target, "POST", "/v1/cluster/nodes?timeout=500ms", &body);
+    timeout(LOOK_TIME_MAX, told).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(|_| ())
+}
+
 /// The cluster that one of `targets` belongs to, if any of them can say so soon.
 pub async fn cluster_of(targets: &[String]) -> Option<(String, ClusterId)> {
     let look = async {
@@ -182,6 +192,7 @@ mod tests {
             peer: "127.0.0.1:2".to_owned(),
             resp: None,
             zone: "default".to_owned(),
+            weight: 100,
             formats: (1, 1),
             replace: false,
         }

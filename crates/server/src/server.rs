@@ -154,7 +154,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         peer: config.advertise_peer.clone().unwrap_or_else(|| peer_address.to_string()),
         resp: None,
         zone: config.zone.clone(),
-        weight: 1,
+        weight: config.weight,
         formats: Formats { min: boot::FORMAT, max: boot::FORMAT },
     };
     let mut rng = data_dir::random().map_err(|source| ServerError::System { attempted: "read /dev/urandom", source })?;
@@ -176,7 +176,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let cluster = identity.cluster.expect("a member has a cluster");
     let started = Started { name: identity.name.clone(), node: identity.node, cluster, http: http_address, peer: peer_address, birth };
     let profile = profile(&identity.name);
-    let node = Node::start(node_config(&config.limits), identity, recovered, states, rng.fork(), clock.now())
+    let node = Node::start(node_config(&config), identity, recovered, states, rng.fork(), clock.now())
         .map_err(|reason| ServerError::Start { path: data_dir.path().display().to_string(), reason })?;
 
     // From here on the log, not the old store, says what is to be done.
@@ -187,7 +187,11 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let wake = Arc::new(Notify::new());
     let inbox = Rc::new(Inbox::new(Arc::clone(&wake)));
     let mailbox = Arc::new(Mailbox::new(wake));
-    let link_options = LinkOptions { buffer_bytes_max: config.limits.link_bytes_max, ..LinkOptions::new(started.node, cluster) };
+    let link_options = LinkOptions {
+        buffer_bytes_max: config.limits.link_bytes_max,
+        advertised: Some(profile.peer.clone()),
+        ..LinkOptions::new(started.node, cluster)
+    };
     let links = Links::new(link_options, Rc::clone(&inbox), rng.fork());
     let answers = AnswerBytes::new(usize_of(config.limits.request_bytes_max.0));
     let readers = Readers::start(store, &mailbox, answers.clone());
@@ -207,6 +211,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
         room: Cell::new(None),
         since: SystemTime::now(),
         store_cache_bytes_max: config.limits.store_cache_bytes.0,
+        unapplied_bytes_max: config.limits.unapplied_bytes_max.0,
     }));
     let mut driver = Driver::new(&handle, log, store, readers, DiskRoom::of(data_dir.path()), answers);
 
@@ -217,7 +222,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     });
     let door = tokio::task::spawn_local(door);
     let door_abort = door.abort_handle();
-    let introducing = tokio::task::spawn_local(introduce(handle.clone(), profile));
+    let introducing = tokio::task::spawn_local(introduce(handle.clone(), profile, config.join.clone()));
     tracing::info!(node = %started.name, id = %started.node, cluster = %started.cluster, http = %http_address, peer = %peer_address, "serving");
     on_started(&started);
 
@@ -438,25 +443,31 @@ fn join_request(id: NodeId, profile: NodeProfile, replace: bool) -> JoinRequest 
         peer: profile.peer,
         resp: profile.resp,
         zone: profile.zone,
+        weight: profile.weight,
         formats: (profile.formats.min, profile.formats.max),
         replace,
     }
 }
 
-/// Tells the cluster how this node is reached now, if that is not what it knows.
-async fn introduce(handle: NodeHandle, profile: NodeProfile) {
+/// Tells the cluster how this node is reached now, if that is not what it knows. The `seeds` of `--join` are told too, each by
+/// itself: if all addresses have changed, no node finds another before one was told.
+async fn introduce(handle: NodeHandle, profile: NodeProfile, seeds: Vec<String>) {
     loop {
         let known = handle.with_node(|node| {
             let id = node.id();
             (id, node.control().nodes.get(&id).map(|record| record.profile.clone()))
         });
         let (id, Some(known)) = known else { return };
-        // The weight is the cluster's affair.
-        if (NodeProfile { weight: known.weight, ..profile.clone() }) == known {
+        if profile == known {
             return;
         }
-        let request = Request::Join(join_request(id, profile.clone(), false));
-        match handle.request(request, Duration::from_secs(5)).await {
+        let request = join_request(id, profile.clone(), false);
+        for seed in &seeds {
+            if let Err(reason) = join::introduce(seed, &request).await {
+                tracing::debug!(seed, "cannot be told this node's addresses: {reason}");
+            }
+        }
+        match handle.request(Request::Join(request), Duration::from_secs(5)).await {
             Reply::Joined { .. } => tracing::info!("told the cluster this node's changed addresses"),
             Reply::NameTaken { holder, .. } => {
                 tracing::error!("node {holder} has taken the name {} meanwhile: this node cannot tell its addresses", profile.name);
@@ -489,8 +500,10 @@ async fn drain(handle: &NodeHandle, door: tokio::task::JoinHandle<()>) {
     tokio::time::sleep(LAST_WORDS_TIME).await;
 }
 
-fn node_config(limits: &Limits) -> NodeConfig {
+fn node_config(config: &ServerConfig) -> NodeConfig {
+    let limits = &config.limits;
     NodeConfig {
+        replace_after: config.replace_after,
         requests_max: limits.requests_max,
         request_bytes_max: usize_of(limits.request_bytes_max.0),
         unapplied_bytes_max: usize_of(limits.unapplied_bytes_max.0),

@@ -4,7 +4,7 @@
 mod servers;
 
 use flotilla_server::{Birth, ServerConfig};
-use servers::{config, on_one_thread, start};
+use servers::{Server, config, on_one_thread, start};
 use std::time::Duration;
 
 async fn refused(config: ServerConfig) -> String {
@@ -82,6 +82,107 @@ fn three_nodes_become_one_cluster_that_survives_one_of_them() {
         assert_eq!(second.ask("GET", "/v1/kv/a?timeout=1500ms", "").await.0, 503);
         assert_eq!(second.ask("GET", "/v1/kv/a?consistency=stale", "").await, (200, "a".to_owned()));
         second.stop().await;
+    });
+}
+
+/// The cluster as one of its nodes sees it.
+async fn status(server: &Server) -> serde_json::Value {
+    serde_json::from_str(&server.ask_until(200, "GET", "/v1/cluster", "").await).expect("JSON")
+}
+
+/// Waits until each shard, and the control group, has that many voters, and nothing moves.
+async fn until_spread(server: &Server, voters: usize) {
+    loop {
+        let status = status(server).await;
+        let whole = |shard: &serde_json::Value| {
+            let replicas = shard["replicas"].as_array().expect("replicas");
+            shard["leader"].is_string() && replicas.len() == voters && replicas.iter().all(|replica| replica["role"] == "voter")
+        };
+        let rests = status["moves"].as_array().is_some_and(Vec::is_empty)
+            && status["control"]["voters"].as_array().is_some_and(|all| all.len() == voters);
+        if rests && status["shards"].as_array().is_some_and(|all| all.iter().all(whole)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn nodes_are_drained_and_removed_and_told_so() {
+    on_one_thread(async |folder| {
+        let dir = |name: &str| folder.path().join(name);
+        let first = start(config(&dir("n1"), |s| s.name = Some("n1".to_owned()))).await.expect("a start");
+        first.ask_until(200, "GET", "/readyz", "").await;
+        let url = first.url();
+        let join = |name: &'static str| config(&dir(name), |s| (s.name, s.join) = (Some(name.to_owned()), Some(url.clone())));
+        let alone = first.ask("POST", "/v1/cluster/nodes/n1/drain", "").await;
+        assert!(alone.0 == 409 && alone.1.contains("n1 is the last node"), "{alone:?}");
+        let second = start(join("n2")).await.expect("n2 joins");
+        let third = start(join("n3")).await.expect("n3 joins");
+        until_spread(&first, 3).await;
+        for key in ["a", "b", "c", "d", "e", "f"] {
+            first.put(key, key).await;
+        }
+        let one_of_three = second.ask("DELETE", "/v1/cluster/nodes/n3", "").await;
+        assert!(one_of_three.0 == 409 && one_of_three.1.contains("start another node with --join first"), "{one_of_three:?}");
+        let alive = second.ask("DELETE", "/v1/cluster/nodes/n3?force=true", "").await;
+        assert!(alive.0 == 409 && alive.1.contains("n3 is up"), "{alive:?}");
+        assert_eq!(second.ask("DELETE", "/v1/cluster/nodes/n9", "").await.0, 404);
+
+        let fourth = start(join("n4")).await.expect("n4 joins");
+        until_spread(&first, 3).await;
+        let (code, plan) = fourth.ask("DELETE", "/v1/cluster/nodes/n3?dry_run=true", "").await;
+        let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+        assert!(code == 200 && plan["state"] == "active" && !plan["plan"].as_array().expect("a plan").is_empty(), "{code} {plan}");
+        third.ask("DELETE", "/v1/cluster/nodes/n3", "").await;
+        // Asked of the node itself, it might be gone before it answers.
+        let removed = first.ask_until(200, "DELETE", "/v1/cluster/nodes/n3", "").await;
+        assert!(removed.contains(r#""state":"removed""#), "{removed}");
+        let words = third.last_words().await;
+        assert!(words.contains("was removed from the cluster: its data may be wiped"), "{words}");
+        let again = start(join("n3")).await.expect("it does not know yet");
+        assert!(again.last_words().await.contains("was removed from the cluster"));
+        for key in ["a", "b", "c", "d", "e", "f"] {
+            assert_eq!(fourth.ask_until(200, "GET", &format!("/v1/kv/{key}"), "").await, key);
+        }
+        for server in [first, second, fourth] {
+            server.stop().await;
+        }
+    });
+}
+
+#[test]
+fn nodes_find_each_other_when_all_addresses_have_changed() {
+    on_one_thread(async |folder| {
+        let dir = |name: &str| folder.path().join(name);
+        let node = |name: &'static str, url: Vec<String>| config(&dir(name), |s| (s.name, s.join) = (Some(name.to_owned()), Some(url)));
+        let first = start(node("n1", Vec::new())).await.expect("a start");
+        first.ask_until(200, "GET", "/readyz", "").await;
+        let second = start(node("n2", first.url())).await.expect("n2 joins");
+        let third = start(node("n3", first.url())).await.expect("n3 joins");
+        until_spread(&first, 3).await;
+        first.put("k", "v").await;
+        let before = [first.started.peer, second.started.peer, third.started.peer];
+        for server in [third, second, first] {
+            server.stop().await;
+        }
+        // Their ports are taken by others, so that none comes back where it was.
+        let _taken: Vec<_> = before.iter().map(|address| std::net::TcpListener::bind(address).expect("it is free now")).collect();
+        let first = start(node("n1", Vec::new())).await.expect("a start");
+        let second = start(node("n2", first.url())).await.expect("a start");
+        let third = start(node("n3", first.url())).await.expect("a start");
+        assert_eq!(third.ask_until(200, "GET", "/v1/kv/k", "").await, "v");
+        loop {
+            let status = status(&second).await;
+            let peers: Vec<&str> = status["nodes"].as_array().expect("nodes").iter().filter_map(|node| node["peer"].as_str()).collect();
+            if [&first, &second, &third].iter().all(|server| peers.contains(&server.started.peer.to_string().as_str())) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for server in [first, second, third] {
+            server.stop().await;
+        }
     });
 }
 

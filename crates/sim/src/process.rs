@@ -178,6 +178,7 @@ impl World {
                 peer: profile.peer,
                 resp: None,
                 zone: profile.zone,
+                weight: profile.weight,
                 formats: (profile.formats.min, profile.formats.max),
                 replace: self.hosts[number].replaces,
             });
@@ -286,7 +287,7 @@ impl World {
             self.fail("scrub", format!("n{} found that rows differ, or are damaged", number + 1));
         }
         if let Some(peers) = effects.peers {
-            let numbered = peers.into_iter().filter_map(|(node, address)| Some((node, self.host_at(&address)?))).collect();
+            let numbered = peers.linked.into_iter().filter_map(|(node, address)| Some((node, self.host_at(&address)?))).collect();
             if let Some(running) = self.hosts[number].running() {
                 running.peers = numbered;
             }

@@ -2,6 +2,7 @@
 
 use super::path::percent_decode;
 use crate::{ErrorCode, Problem};
+use flotilla_types::ByteSize;
 use std::time::Duration;
 
 /// How long a request may take unless it says `?timeout=`.
@@ -86,6 +87,38 @@ impl Query {
         let Some(value) = self.value("by") else { return Ok(1) };
         let by = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
         by.ok_or_else(|| Problem::new(ErrorCode::BadParameter, "by must be a whole number between -2^63 and 2^63 - 1"))
+    }
+
+    /// A parameter that is true or false.
+    ///
+    /// # Errors
+    /// If it is neither.
+    pub fn switch(&self, name: &str) -> Result<Option<bool>, Problem> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(b"true" | b"1") => Ok(Some(true)),
+            Some(b"false" | b"0") => Ok(Some(false)),
+            Some(_) => Err(Problem::new(ErrorCode::BadParameter, format!("{name} must be true or false"))),
+        }
+    }
+
+    /// A parameter that is a number of bytes, such as `64MiB`.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn size(&self, name: &str) -> Result<Option<ByteSize>, Problem> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let size = std::str::from_utf8(value).map_err(|_| "not UTF-8".to_owned()).and_then(str::parse);
+        size.map(Some).map_err(|why| Problem::new(ErrorCode::BadParameter, format!("{name}: {why}")))
+    }
+
+    /// A parameter that is text.
+    ///
+    /// # Errors
+    /// If it is not UTF-8.
+    pub fn text(&self, name: &str) -> Result<Option<&str>, Problem> {
+        let text = self.value(name).map(std::str::from_utf8).transpose();
+        text.map_err(|_| Problem::new(ErrorCode::BadParameter, format!("{name} is not UTF-8")))
     }
 
     /// `?consistency=`, or linearizable.

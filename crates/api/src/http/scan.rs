@@ -47,7 +47,7 @@ impl ScanParameters {
     /// If one is malformed, they contradict each other, or the cursor is damaged or of another scan.
     pub fn parse(query: &Query, limit_max: u32) -> Result<ScanParameters, Problem> {
         let limit = query.value("limit").map(|value| parse_limit(value, limit_max)).transpose()?;
-        let (reverse, keys_only) = (parse_switch(query, "reverse")?, parse_switch(query, "keys_only")?.unwrap_or(false));
+        let (reverse, keys_only) = (query.switch("reverse")?, query.switch("keys_only")?.unwrap_or(false));
         let bounds = parse_range(query)?;
         let asked = (bounds.is_some() || reverse.is_some()).then(|| {
             let (range, reverse) = (bounds.unwrap_or_default(), reverse.unwrap_or(false));
@@ -174,15 +174,6 @@ fn parse_limit(value: &[u8], limit_max: u32) -> Result<u32, Problem> {
     let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let limit = digits.and_then(|digits| digits.parse().ok()).filter(|limit| (1..=limit_max).contains(limit));
     limit.ok_or_else(|| bad(format!("limit must be a whole number from 1 to {limit_max}")))
-}
-
-fn parse_switch(query: &Query, name: &str) -> Result<Option<bool>, Problem> {
-    match query.value(name) {
-        None => Ok(None),
-        Some(b"true" | b"1") => Ok(Some(true)),
-        Some(b"false" | b"0") => Ok(Some(false)),
-        Some(_) => Err(bad(format!("{name} must be true or false"))),
-    }
 }
 
 fn bad(detail: impl Into<String>) -> Problem {

@@ -1,6 +1,7 @@
 //! `flotilla cluster`: what the cluster says about itself, as words or, with `--json`, as the HTTP
-//! API's own objects.
+//! API's own objects; what operators want of it is in `operate`.
 
+use super::operate::{DrainArgs, LeaderArgs, RebalanceCommand, RemoveArgs, ReplaceArgs};
 use super::{CommandError, Target, not_built, print, print_line};
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -29,6 +30,17 @@ enum ClusterCommand {
         #[command(flatten)]
         show: ShowArgs,
     },
+    /// Move everything off a node, then remove it.
+    Remove(RemoveArgs),
+    /// Move everything off a node that stays a member.
+    Drain(DrainArgs),
+    /// Remove a node whose place another member takes.
+    Replace(ReplaceArgs),
+    /// Have another node lead a shard.
+    Leader(LeaderArgs),
+    /// Pause, resume or bound the moving of replicas.
+    #[command(subcommand)]
+    Rebalance(RebalanceCommand),
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }
@@ -56,6 +68,11 @@ impl ClusterArgs {
                     print_line(&locate(&serde_json::from_slice(&body).context("the server's answer")?))?;
                 }
             }
+            ClusterCommand::Remove(args) => args.run().await?,
+            ClusterCommand::Drain(args) => args.run().await?,
+            ClusterCommand::Replace(args) => args.run().await?,
+            ClusterCommand::Leader(args) => args.run().await?,
+            ClusterCommand::Rebalance(command) => command.run().await?,
             ClusterCommand::Other(words) => return Err(not_built::refuse_cluster(&words)),
         }
         Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@ mod help;
 mod import;
 mod incr;
 mod not_built;
+mod operate;
 mod put;
 mod resume;
 mod scan;

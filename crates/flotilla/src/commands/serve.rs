@@ -56,6 +56,12 @@ pub(crate) struct ServeArgs {
     /// Failure zone; replicas are spread over zones.
     #[arg(long, env = "FLOTILLA_ZONE")]
     zone: Option<String>,
+    /// Its share of the replicas relative to other nodes, such as the size of its disk [default: 100].
+    #[arg(long, value_name = "NUMBER", env = "FLOTILLA_WEIGHT")]
+    weight: Option<u32>,
+    /// How long a node may be down before the others take over what it holds; 0s: for ever [default: 5m].
+    #[arg(long, value_name = "TIME", env = "FLOTILLA_REPLACE_AFTER")]
+    replace_after: Option<String>,
     /// A file with any of these settings, by their names here.
     #[arg(long, value_name = "FILE.toml", env = "FLOTILLA_CONFIG")]
     config: Option<PathBuf>,
@@ -150,6 +156,8 @@ impl ServeArgs {
             shards: self.shards,
             replicas: self.replicas,
             zone: self.zone,
+            weight: self.weight,
+            replace_after: self.replace_after,
             log_level: self.log_level,
             log_format: self.log_format.map(|format| match format {
                 LogFormatArg::Text => LogFormat::Text,

@@ -84,8 +84,16 @@ pub(super) fn handshake(input: &[u8]) {
 }
 
 pub(super) fn handshake_seeds() -> Vec<Vec<u8>> {
-    let hello =
-        Hello { formats: (1, 1), cluster: ClusterId(7), node: NodeId(1), to: NodeId(2), incarnation: 5, number: 1, channel: Channel::Main };
+    let hello = Hello {
+        formats: (1, 1),
+        cluster: ClusterId(7),
+        node: NodeId(1),
+        to: NodeId(2),
+        incarnation: 5,
+        number: 1,
+        channel: Channel::Main,
+        address: Some("h:1".to_owned()),
+    };
     let answers = [Answer::Accepted { format: 1 }, Answer::Refused { reason: "another cluster".into() }];
     let mut seeds = vec![hello.encode().to_vec()];
     seeds.extend(answers.iter().map(|answer| answer.encode().to_vec()));
@@ -108,6 +116,7 @@ pub(super) fn join_seeds() -> Vec<Vec<u8>> {
         peer: "h:2".into(),
         resp: None,
         zone: String::new(),
+        weight: 100,
         formats: (1, 1),
         replace: false,
     };

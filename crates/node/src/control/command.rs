@@ -36,6 +36,11 @@ pub enum ControlCommand {
         /// The node.
         node: NodeId,
     },
+    /// Its replicas are to go elsewhere, and then it is to be removed.
+    LeaveNode {
+        /// The node.
+        node: NodeId,
+    },
     /// It is no member any more.
     RemoveNode {
         /// The node.
@@ -81,6 +86,11 @@ pub enum ControlCommand {
     SetRebalancing {
         /// Which.
         rebalancing: Rebalancing,
+    },
+    /// Sets how fast snapshots are sent.
+    SetMoveRate {
+        /// Of each node; 0: as fast as it can.
+        bytes_per_second: u64,
     },
 }
 
@@ -247,6 +257,14 @@ impl ControlCommand {
                 out.put_u8(10);
                 out.put_u8(rebalancing.to_byte());
             }
+            ControlCommand::LeaveNode { node } => {
+                out.put_u8(11);
+                out.put_u64_le(node.0);
+            }
+            ControlCommand::SetMoveRate { bytes_per_second } => {
+                out.put_u8(12);
+                out.put_u64_le(*bytes_per_second);
+            }
         }
         out.freeze()
     }
@@ -278,6 +296,8 @@ impl ControlCommand {
             8 => ControlCommand::ConfirmLeft { group: group(&mut r)?, expected_epoch: r.u64("epoch")?, replicas: get_replicas(&mut r)? },
             9 => ControlCommand::RaiseFormat { level: r.u32("format level")? },
             10 => ControlCommand::SetRebalancing { rebalancing: Rebalancing::from_byte(r.u8("rebalancing")?)? },
+            11 => ControlCommand::LeaveNode { node: node(&mut r)? },
+            12 => ControlCommand::SetMoveRate { bytes_per_second: r.u64("move rate")? },
             other => return Err(DecodeError::Invalid("control command", u64::from(other))),
         };
         r.finish()?;

@@ -19,7 +19,9 @@ mod tests;
 
 pub use command::{ControlAnswer, ControlCommand, Refusal};
 pub use moves::{Move, Phase, moves};
-pub use planner::{GroupReport, NodeHealth, Observed, PlanLimits, plan};
+pub use planner::{Change, GroupReport, NodeHealth, Observed, PlanLimits, Sending, plan, preview};
 pub use reconcile::{Step, next_step};
 pub use row::{RowKey, decode_rows, encode_rows};
-pub use state::{Applied, ControlState, Formats, GroupRecord, NodeProfile, NodeRecord, NodeState, Rebalancing, Removal, Standing};
+pub use state::{
+    Applied, ControlState, Formats, GroupRecord, MOVE_BYTES_PER_SECOND, NodeProfile, NodeRecord, NodeState, Rebalancing, Removal, Standing,
+};

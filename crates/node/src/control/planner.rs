@@ -7,6 +7,7 @@
 //!    is in motion until its leader reports exactly what is wanted, and left to it unless a node that it
 //!    is to move to was removed.
 //! 3. When nothing moves, preferred leaders are spread.
+//! 4. A node that is to leave and holds nothing any more is removed.
 //!
 //! **Voters are odd in number.** With an even number of copies the last is a learner: it holds the data
 //! and gives no failover, but an even voter would only raise the quorum. So two nodes hold one voter and
@@ -15,12 +16,14 @@
 //! on, whatever is wanted of shards; it is written rarely, so the wider quorum costs nothing.
 //!
 //! **What is left alone:** nothing is put on a node that is down, and a group with a wanted member down
-//! is not moved for balance; a node that is down keeps its replicas (replacing them by itself comes
-//! later). A change whose target went down waits, and counts against no limit, so it blocks no others.
+//! is not moved for balance. A node that is down keeps its replicas for a while
+//! ([`PlanLimits::replace_after`]); then they are wanted elsewhere, if there are nodes enough, and when it
+//! returns it gets its share anew. A change whose target went down waits, and counts against no limit, so
+//! it blocks no others.
 
 use super::command::ControlCommand;
 use super::reconcile::is_settled;
-use super::state::{ControlState, GroupRecord, NodeState, Rebalancing};
+use super::state::{ControlState, GroupRecord, NodeState, Rebalancing, Removal};
 use crate::placement::{Electorate, NodeWeight, assign, assign_leaders};
 use crate::scrub::ScrubReport;
 use flotilla_types::{GroupId, Membership, NodeId, ReplicaId, Term};
@@ -66,6 +69,19 @@ pub struct GroupReport {
     pub bytes: u64,
     /// Its scrubs. Nothing is planned by them.
     pub scrub: ScrubReport,
+    /// The snapshot that its leader sends, if it sends one.
+    pub sending: Option<Sending>,
+}
+
+/// How far a snapshot is that a group's leader sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The node that gets it.
+    pub to: NodeId,
+    /// Bytes sent.
+    pub bytes_done: u64,
+    /// For how long.
+    pub elapsed: Duration,
 }
 
 /// How much may happen at once.
@@ -77,11 +93,13 @@ pub struct PlanLimits {
     pub motions_per_node_max: usize,
     /// Commands of one plan.
     pub commands_max: usize,
+    /// A node that is down for this long holds nothing that counts; `None`: it is waited for, however long.
+    pub replace_after: Option<Duration>,
 }
 
 impl Default for PlanLimits {
     fn default() -> PlanLimits {
-        PlanLimits { motions_max: 16, motions_per_node_max: 4, commands_max: 64 }
+        PlanLimits { motions_max: 16, motions_per_node_max: 4, commands_max: 64, replace_after: Some(Duration::from_secs(300)) }
     }
 }
 
@@ -93,11 +111,39 @@ pub fn plan(state: &ControlState, observed: &Observed, limits: &PlanLimits) -> V
     let placed = planner.place(&confirmed);
     let still = placed.is_empty() && planner.moving == 0;
     commands.extend(placed);
+    commands.extend(planner.remove_emptied());
     if still {
         commands.extend(planner.lead(&confirmed));
     }
     commands.truncate(limits.commands_max);
     commands
+}
+
+/// A group whose copies are wanted elsewhere than they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The group.
+    pub group: GroupId,
+    /// The nodes that get a copy.
+    pub gains: Vec<NodeId>,
+    /// The nodes that lose theirs.
+    pub loses: Vec<NodeId>,
+    /// Whether it must not be: the group would survive fewer failures than now.
+    pub weakens: bool,
+}
+
+/// All that would be changed in the end if nothing else happened, in the order of the groups.
+pub fn preview(state: &ControlState, observed: &Observed, limits: &PlanLimits) -> Vec<Change> {
+    let planner = Planner::new(state, observed, limits);
+    let change = |(group, nodes): (GroupId, Vec<NodeId>)| {
+        let record = &state.groups[&group];
+        let (voters, _) = choose_roles(record, &nodes);
+        let gains: Vec<NodeId> = nodes.iter().copied().filter(|node| record.wanted_on(*node).is_none()).collect();
+        let loses: Vec<NodeId> = record.wanted().map(|m| m.node).filter(|node| !nodes.contains(node)).collect();
+        let weakens = planner.weakens(record, voters.len());
+        (!gains.is_empty() || !loses.is_empty()).then_some(Change { group, gains, loses, weakens })
+    };
+    planner.desired().into_iter().filter_map(change).collect()
 }
 
 fn group_of(command: &ControlCommand) -> Option<GroupId> {
@@ -145,8 +191,22 @@ impl<'a> Planner<'a> {
         self.observed.nodes.get(&node) == Some(&NodeHealth::Up)
     }
 
+    /// Whether it is to hold something.
     fn is_active(&self, node: NodeId) -> bool {
-        self.state.nodes.get(&node).is_some_and(|r| r.state == NodeState::Active)
+        self.state.nodes.get(&node).is_some_and(|r| r.state == NodeState::Active) && !self.is_given_up(node)
+    }
+
+    /// Whether it is down for so long that others take over what it holds.
+    fn is_given_up(&self, node: NodeId) -> bool {
+        let Some(limit) = self.limits.replace_after else { return false };
+        matches!(self.observed.nodes.get(&node), Some(NodeHealth::Down { for_time }) if *for_time >= limit)
+    }
+
+    /// Nodes on their way out that hold nothing any more.
+    fn remove_emptied(&self) -> Vec<ControlCommand> {
+        let emptied = |node: &NodeId| self.state.replicas_on(*node).next().is_none();
+        let leaving = self.state.nodes.iter().filter(|(_, record)| record.state == NodeState::Leaving).map(|(node, _)| *node);
+        leaving.filter(emptied).map(|node| ControlCommand::RemoveNode { node, removal: Removal::Drained }).collect()
     }
 
     /// Only a leader that knows the record as it is, and has nothing under way, can say that a replica

@@ -5,7 +5,7 @@
 //! A row's value is a format byte and then fixed-width fields (docs/formats.md, "Control rows").
 
 use super::command::expect_format;
-use super::state::{ControlState, Formats, GroupRecord, NodeProfile, NodeRecord, NodeState, Rebalancing};
+use super::state::{ControlState, Formats, GroupRecord, MOVE_BYTES_PER_SECOND, NodeProfile, NodeRecord, NodeState, Rebalancing};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{ClusterId, GroupId, Member, NodeId, ReplicaId};
@@ -72,6 +72,7 @@ impl ControlState {
                 out.put_u64_le(self.epoch);
                 out.put_u64_le(self.next_replica);
                 out.put_u8(self.rebalancing.to_byte());
+                out.put_u64_le(self.move_bytes_per_second);
             }
             RowKey::Node(node) => {
                 let record = self.nodes.get(&node)?;
@@ -121,6 +122,7 @@ impl ControlState {
             format_level: 0,
             epoch: 0,
             rebalancing: Rebalancing::On,
+            move_bytes_per_second: MOVE_BYTES_PER_SECOND,
             nodes: BTreeMap::new(),
             groups: BTreeMap::new(),
             next_replica: 0,
@@ -190,6 +192,8 @@ impl ControlState {
                 self.epoch = r.u64("epoch")?;
                 self.next_replica = r.u64("next replica")?;
                 self.rebalancing = Rebalancing::from_byte(r.u8("rebalancing")?)?;
+                // Absent in the rows of the first clusters.
+                self.move_bytes_per_second = if r.remaining() == 0 { MOVE_BYTES_PER_SECOND } else { r.u64("move rate")? };
             }
             RowKey::Node(node) => {
                 let epoch = r.u64("epoch")?;
@@ -342,6 +346,7 @@ impl NodeState {
             NodeState::Active => 0,
             NodeState::Draining => 1,
             NodeState::Removed => 2,
+            NodeState::Leaving => 3,
         }
     }
 
@@ -350,6 +355,7 @@ impl NodeState {
             0 => Ok(NodeState::Active),
             1 => Ok(NodeState::Draining),
             2 => Ok(NodeState::Removed),
+            3 => Ok(NodeState::Leaving),
             other => Err(DecodeError::Invalid("node state", u64::from(other))),
         }
     }

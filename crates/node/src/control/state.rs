@@ -16,6 +16,9 @@ use super::row::RowKey;
 use flotilla_types::{ClusterId, GroupId, Member, NodeId, ReplicaId, ReplicaKey, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What each node sends of snapshots in a second unless told otherwise.
+pub const MOVE_BYTES_PER_SECOND: u64 = 64 << 20;
+
 /// What the control group agrees on. Invariants, kept by [`ControlState::apply`]:
 /// - groups 0 to `shards_total` exist from the start, each with at least one voter;
 /// - within a group no two wanted members share a node or an id;
@@ -36,6 +39,8 @@ pub struct ControlState {
     pub epoch: u64,
     /// Whether replicas are moved for the sake of balance.
     pub rebalancing: Rebalancing,
+    /// How many bytes of snapshots each node sends in a second; 0: as many as it can.
+    pub move_bytes_per_second: u64,
     /// All nodes there ever were.
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// All groups, the control group itself included.
@@ -90,6 +95,8 @@ pub enum NodeState {
     Active,
     /// Its replicas are to go elsewhere; it stays a member.
     Draining,
+    /// The same, and it is removed once it holds nothing any more.
+    Leaving,
     /// No member any more, for ever.
     Removed,
 }
@@ -174,6 +181,7 @@ impl ControlState {
             format_level,
             epoch,
             rebalancing: Rebalancing::On,
+            move_bytes_per_second: MOVE_BYTES_PER_SECOND,
             nodes: BTreeMap::from([(node, NodeRecord { epoch, profile, state: NodeState::Active })]),
             groups: (0..=shards).map(group).collect(),
             next_replica: u64::from(shards) + 2,
@@ -188,6 +196,7 @@ impl ControlState {
             ControlCommand::UpdateNode { node, profile } => self.apply_update_node(*node, profile, &mut rows),
             ControlCommand::DrainNode { node } => self.apply_node_state(*node, NodeState::Draining, &mut rows),
             ControlCommand::ActivateNode { node } => self.apply_node_state(*node, NodeState::Active, &mut rows),
+            ControlCommand::LeaveNode { node } => self.apply_node_state(*node, NodeState::Leaving, &mut rows),
             ControlCommand::RemoveNode { node, removal } => self.apply_remove_node(*node, *removal, &mut rows),
             ControlCommand::SetGroup { group, expected_epoch, voters, learners, preferred_leader } => {
                 self.apply_set_group(*group, *expected_epoch, voters, learners, *preferred_leader, &mut rows)
@@ -198,6 +207,7 @@ impl ControlState {
             }
             ControlCommand::RaiseFormat { level } => self.apply_raise_format(*level, &mut rows),
             ControlCommand::SetRebalancing { rebalancing } => Ok(self.apply_rebalancing(*rebalancing, &mut rows)),
+            ControlCommand::SetMoveRate { bytes_per_second } => Ok(self.apply_move_rate(*bytes_per_second, &mut rows)),
         };
         let answer = result.unwrap_or_else(ControlAnswer::Refused);
         if !rows.is_empty() {
@@ -416,6 +426,15 @@ impl ControlState {
             return ControlAnswer::Unchanged;
         }
         self.rebalancing = rebalancing;
+        rows.push(RowKey::Header);
+        ControlAnswer::RebalancingSet
+    }
+
+    fn apply_move_rate(&mut self, bytes_per_second: u64, rows: &mut Vec<RowKey>) -> ControlAnswer {
+        if self.move_bytes_per_second == bytes_per_second {
+            return ControlAnswer::Unchanged;
+        }
+        self.move_bytes_per_second = bytes_per_second;
         rows.push(RowKey::Header);
         ControlAnswer::RebalancingSet
     }

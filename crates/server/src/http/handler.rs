@@ -1,5 +1,6 @@
 //! From a request to its answer.
 
+use super::admin;
 use super::answer::Answer;
 use super::backend::Backend;
 use super::batch;
@@ -208,6 +209,14 @@ impl<B: Backend> Exchange<'_, B> {
                 Ok(match self.door.backend.request(NodeRequest::Join(join), timeout).await {
                     Reply::Joined { state } => Answer::json(StatusCode::OK, join::encode_answer(&state)),
                     Reply::NameTaken { holder, alive } => Answer::problem(&join::name_taken(holder, alive)),
+                    other => unexpected(other, Outcome::Unknown),
+                })
+            }
+            Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance => {
+                self.check_origin()?;
+                let request = NodeRequest::Admin(admin::request(route, &query)?);
+                Ok(match self.door.backend.request(request, query.timeout()?).await {
+                    Reply::Admin(reply) => admin::answer(reply),
                     other => unexpected(other, Outcome::Unknown),
                 })
             }

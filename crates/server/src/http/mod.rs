@@ -8,6 +8,7 @@
 //! one and together, and the time that each may take. Not here: TLS and authentication (a later release), and
 //! text forms, which are `flotilla_api`'s.
 
+mod admin;
 mod answer;
 mod backend;
 mod batch;

@@ -50,7 +50,11 @@ mod tests {
             Route::DeleteRange => Route::Batch,
             Route::Batch => Route::Cluster,
             Route::Cluster => Route::Join,
-            Route::Join => Route::Locate("x"),
+            Route::Join => Route::NodeRemove("x"),
+            Route::NodeRemove(_) => Route::NodeDrain("x"),
+            Route::NodeDrain(_) => Route::ShardLeader("x"),
+            Route::ShardLeader(_) => Route::Rebalance,
+            Route::Rebalance => Route::Locate("x"),
             Route::Locate(_) => Route::Livez,
             Route::Livez => Route::Readyz,
             Route::Readyz => Route::Metrics,
@@ -64,7 +68,7 @@ mod tests {
     fn every_route_is_documented_and_every_documented_path_is_a_route() {
         let mut documented = Vec::new();
         for (template, item) in paths() {
-            let path = template.replace("{key}", "x");
+            let path = template.replace("{key}", "x").replace("{name}", "x").replace("{shard}", "x");
             let methods: BTreeSet<&str> = METHODS.into_iter().filter(|method| item.get(method).is_some()).collect();
             for method in METHODS {
                 let route = route(method, &path);
@@ -98,7 +102,7 @@ mod tests {
     #[test]
     fn parameters_are_those_that_the_routes_take() {
         for (template, item) in paths() {
-            let path = template.replace("{key}", "x");
+            let path = template.replace("{key}", "x").replace("{name}", "x").replace("{shard}", "x");
             for method in METHODS {
                 let Some(operation) = item.get(method).filter(|operation| operation["x-not-built"] != true) else { continue };
                 let named = operation["parameters"].as_array().into_iter().flatten();

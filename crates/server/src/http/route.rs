@@ -24,6 +24,14 @@ pub(super) enum Route<'a> {
     Cluster,
     /// `POST /v1/cluster/nodes`.
     Join,
+    /// `DELETE /v1/cluster/nodes/{name}`, the name still encoded.
+    NodeRemove(&'a str),
+    /// `POST /v1/cluster/nodes/{name}/drain`.
+    NodeDrain(&'a str),
+    /// `POST /v1/shards/{id}/leader`, the id as it stands there.
+    ShardLeader(&'a str),
+    /// `POST /v1/cluster/rebalance`.
+    Rebalance,
     /// `GET /v1/locate/{key}`.
     Locate(&'a str),
     /// `GET /livez`.
@@ -58,12 +66,13 @@ pub(super) enum RouteKind {
     DeleteRange,
     Batch,
     Cluster,
+    Admin,
     Probe,
     Other,
 }
 
 impl RouteKind {
-    pub(super) const ALL: [RouteKind; 10] = [
+    pub(super) const ALL: [RouteKind; 11] = [
         RouteKind::KvGet,
         RouteKind::KvPut,
         RouteKind::KvDelete,
@@ -72,6 +81,7 @@ impl RouteKind {
         RouteKind::KvIncrement,
         RouteKind::Batch,
         RouteKind::Cluster,
+        RouteKind::Admin,
         RouteKind::Probe,
         RouteKind::Other,
     ];
@@ -86,6 +96,7 @@ impl RouteKind {
             RouteKind::DeleteRange => "delete_range",
             RouteKind::Batch => "batch",
             RouteKind::Cluster => "cluster",
+            RouteKind::Admin => "admin",
             RouteKind::Probe => "probe",
             RouteKind::Other => "other",
         }
@@ -115,6 +126,7 @@ impl<'a> Route<'a> {
         let (route, is_method, allow) = match path {
             "/v1/cluster" => (Route::Cluster, read, "GET, HEAD"),
             "/v1/cluster/nodes" => (Route::Join, method == Method::POST, "POST"),
+            "/v1/cluster/rebalance" => (Route::Rebalance, method == Method::POST, "POST"),
             "/livez" => (Route::Livez, read, "GET, HEAD"),
             "/readyz" => (Route::Readyz, read, "GET, HEAD"),
             "/metrics" => (Route::Metrics, read, "GET, HEAD"),
@@ -128,13 +140,13 @@ impl<'a> Route<'a> {
             _ => {
                 if let Some(name) = path.strip_prefix("/v1/cluster/nodes/") {
                     match name.split_once('/') {
-                        None if !name.is_empty() => (Route::NotBuilt, method == Method::DELETE, "DELETE"),
-                        Some((name, "drain")) if !name.is_empty() => (Route::NotBuilt, method == Method::POST, "POST"),
+                        None if !name.is_empty() => (Route::NodeRemove(name), method == Method::DELETE, "DELETE"),
+                        Some((name, "drain")) if !name.is_empty() => (Route::NodeDrain(name), method == Method::POST, "POST"),
                         _ => return Route::Unknown,
                     }
                 } else if let Some(rest) = path.strip_prefix("/v1/shards/") {
                     match rest.split_once('/') {
-                        Some((id, "leader")) if !id.is_empty() => (Route::NotBuilt, method == Method::POST, "POST"),
+                        Some((id, "leader")) if !id.is_empty() => (Route::ShardLeader(id), method == Method::POST, "POST"),
                         _ => return Route::Unknown,
                     }
                 } else {
@@ -156,6 +168,7 @@ impl<'a> Route<'a> {
             Route::DeleteRange => RouteKind::DeleteRange,
             Route::Batch => RouteKind::Batch,
             Route::Cluster | Route::Join | Route::Locate(_) => RouteKind::Cluster,
+            Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance => RouteKind::Admin,
             Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
         }
@@ -170,6 +183,10 @@ impl<'a> Route<'a> {
             Route::Scan => Some(SCAN_PARAMETERS),
             Route::DeleteRange => Some(DELETE_RANGE_PARAMETERS),
             Route::Batch => Some(BATCH_PARAMETERS),
+            Route::NodeRemove(_) => Some(&["timeout", "force", "dry_run"]),
+            Route::NodeDrain(_) => Some(&["timeout", "undo", "dry_run"]),
+            Route::ShardLeader(_) => Some(&["timeout", "to", "dry_run"]),
+            Route::Rebalance => Some(&["timeout", "paused", "bytes_per_second", "dry_run"]),
             Route::KvDelete(_) | Route::Cluster | Route::Join | Route::Locate(_) => Some(&["timeout"]),
             Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => Some(&[]),
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => None,
@@ -197,16 +214,12 @@ mod tests {
         assert_eq!(route("POST", "/v1/kv/a/incr/incr"), Route::KvIncrement("a/incr"));
         assert_eq!(route("POST", "/v1/batch"), Route::Batch);
         assert_eq!(route("POST", "/v1/cluster/nodes"), Route::Join);
+        assert_eq!(route("DELETE", "/v1/cluster/nodes/n1"), Route::NodeRemove("n1"));
+        assert_eq!(route("POST", "/v1/cluster/nodes/n1/drain"), Route::NodeDrain("n1"));
+        assert_eq!(route("POST", "/v1/shards/3/leader"), Route::ShardLeader("3"));
+        assert_eq!(route("POST", "/v1/cluster/rebalance"), Route::Rebalance);
         assert_eq!(route("GET", "/v1/locate/x/y"), Route::Locate("x/y"));
-        for (method, path) in [
-            ("POST", "/v1/txn"),
-            ("GET", "/v1/watch"),
-            ("DELETE", "/v1/cluster/nodes/n1"),
-            ("POST", "/v1/cluster/nodes/n1/drain"),
-            ("POST", "/v1/shards/3/leader"),
-            ("GET", "/v1/backup"),
-            ("POST", "/v1/restore"),
-        ] {
+        for (method, path) in [("POST", "/v1/txn"), ("GET", "/v1/watch"), ("GET", "/v1/backup"), ("POST", "/v1/restore")] {
             assert_eq!(route(method, path), Route::NotBuilt, "{method} {path}");
         }
     }

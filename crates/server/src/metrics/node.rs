@@ -24,7 +24,7 @@ pub(crate) fn write_node_metrics(handle: &NodeHandle, exposition: &mut Expositio
         value: MetricValue::Count(1),
     });
     write_requests(exposition, &node, &driver, handle.requests_in_flight() as u64);
-    write_raft(exposition, &node);
+    write_raft(exposition, &node, handle.0.unapplied_bytes_max);
     write_log(exposition, &node, &handle.0.log);
     write_store(exposition, &node, &handle.0.store);
     write_scrubs(exposition, &node);
@@ -54,7 +54,7 @@ fn write_requests(exposition: &mut Exposition, node: &NodeStats, driver: &Driver
     ]);
 }
 
-fn write_raft(exposition: &mut Exposition, node: &NodeStats) {
+fn write_raft(exposition: &mut Exposition, node: &NodeStats, unapplied_bytes_max: u64) {
     exposition.samples([
         Sample::gauge("flotilla_replicas", "Replicas on this node.", node.replicas),
         Sample::gauge("flotilla_leaders", "Replicas on this node that lead.", node.leaders),
@@ -81,6 +81,11 @@ fn write_raft(exposition: &mut Exposition, node: &NodeStats) {
             node.unapplied_entries_max,
         ),
         Sample::gauge("flotilla_unapplied_bytes", "Committed bytes that wait to be applied.", node.unapplied_bytes),
+        Sample::gauge(
+            "flotilla_unapplied_max_bytes",
+            "How many committed bytes may wait to be applied; past that writes are refused.",
+            unapplied_bytes_max,
+        ),
         Sample::counter("flotilla_snapshots_sent_total", "Snapshots sent whole.", node.snapshots_sent),
         Sample::counter("flotilla_snapshots_installed_total", "Snapshots installed.", node.snapshots_installed),
     ]);

@@ -1,6 +1,7 @@
 //! What the operating system says of this process, under the names that all Prometheus clients use.
 
 use super::{Exposition, MetricKind, MetricValue, Sample};
+use crate::file_limit;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Ticks a second in `/proc/self/stat`: part of Linux's interface, whatever the kernel itself counts in.
@@ -14,6 +15,12 @@ pub(super) fn write(exposition: &mut Exposition, since: SystemTime) {
         let (name, help) = ("process_cpu_seconds_total", "Processor time spent, user and system together.");
         exposition.sample(&Sample { name, help, kind: MetricKind::Counter, labels: &[], value: MetricValue::Real(seconds) });
     }
+    if let Some(files) = open_files() {
+        exposition.sample(&Sample::gauge("process_open_fds", "Open files and sockets.", files));
+    }
+    if let Some(files) = file_limit::files_max() {
+        exposition.sample(&Sample::gauge("process_max_fds", "How many files and sockets may be open.", files));
+    }
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return };
     let sizes = [
         ("VmSize:", "process_virtual_memory_bytes", "Address space in use."),
@@ -24,6 +31,17 @@ pub(super) fn write(exposition: &mut Exposition, since: SystemTime) {
         if let Some(bytes) = size_of(&status, field) {
             exposition.sample(&Sample::gauge(name, help, bytes));
         }
+    }
+}
+
+/// How many files the process has open.
+fn open_files() -> Option<u64> {
+    let folder = "/proc/self/fd";
+    // Since Linux 6.2 the folder's size is their number. Counting them one by one takes milliseconds of the loop
+    // where connections are many, so that is only for older kernels.
+    match std::fs::metadata(folder).ok()?.len() {
+        0 => Some(std::fs::read_dir(folder).ok()?.count() as u64),
+        files => Some(files),
     }
 }
 

@@ -15,9 +15,11 @@ pub const LINK_FORMATS: (u32, u32) = (1, 1);
 const MAGIC: &[u8; 8] = b"FLOTLINK";
 /// Bound on what either side says in the handshake.
 const BODY_BYTES_MAX: usize = 1024;
+/// The longest name of a host (RFC 1035, section 2.3.4), and a port.
+const ADDRESS_BYTES_MAX: usize = 255 + 6;
 
 /// What the dialing node says first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The lowest and the highest link format it speaks.
     pub formats: (u32, u32),
@@ -33,6 +35,8 @@ pub struct Hello {
     pub number: u64,
     /// What the connection is for.
     pub channel: Channel,
+    /// HOST:PORT where it is reached now; `None`: it does not say.
+    pub address: Option<String>,
 }
 
 /// What the dialed node answers.
@@ -48,6 +52,8 @@ pub enum Answer {
         /// One line for people.
         reason: String,
     },
+    /// The dialing node was removed from the cluster, for ever.
+    Removed,
 }
 
 /// Why a handshake failed.
@@ -107,6 +113,9 @@ impl Hello {
             Channel::Main => 0,
             Channel::Bulk => 1,
         });
+        if let Some(address) = self.address.as_ref().filter(|address| address.len() <= ADDRESS_BYTES_MAX) {
+            body.write_bytes(address.as_bytes());
+        }
         body
     }
 
@@ -128,6 +137,7 @@ impl Hello {
                 1 => Channel::Bulk,
                 other => return Err(DecodeError::Invalid("channel", u64::from(other))),
             },
+            address: if reader.remaining() > 0 { String::from_utf8(reader.bytes("address")?.to_vec()).ok() } else { None },
         })
     }
 }
@@ -146,6 +156,7 @@ impl Answer {
                 body.put_u8(1);
                 body.write_bytes(&reason.as_bytes()[..end]);
             }
+            Answer::Removed => body.put_u8(2),
         }
         body
     }
@@ -163,6 +174,7 @@ impl Answer {
                 let said = reader.bytes("reason")?;
                 Ok(Answer::Refused { reason: String::from_utf8_lossy(&said).chars().filter(|c| !c.is_control()).collect() })
             }
+            2 => Ok(Answer::Removed),
             other => Err(DecodeError::Invalid("answer", u64::from(other))),
         }
     }

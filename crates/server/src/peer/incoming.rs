@@ -39,6 +39,11 @@ pub(super) struct Current {
 }
 
 impl Current {
+    /// Ends it as if the other side had.
+    pub(super) fn close(&self) {
+        self.task.abort();
+    }
+
     /// Ends it; what it still holds does not count.
     pub(super) fn end(&self) {
         self.counts.set(false);
@@ -93,8 +98,12 @@ async fn greet(links: &Links, mut stream: TcpStream, from: SocketAddr) {
     let greeting = async {
         socket::tune(&stream)?;
         let hello = handshake::accept(&mut stream).await?;
-        let verdict = hello.check(options.cluster, options.node);
+        let mut verdict = hello.check(options.cluster, options.node);
         let answer = match &verdict {
+            Ok(_) if links.0.removed.borrow().contains(&hello.node) => {
+                verdict = Err(format!("node {} was removed from the cluster", hello.node));
+                Answer::Removed
+            }
             Ok(format) => Answer::Accepted { format: *format },
             Err(reason) => Answer::Refused { reason: reason.clone() },
         };
@@ -134,6 +143,7 @@ async fn take_in(links: &Links, hello: Hello, stream: TcpStream) {
     let task = tokio::task::spawn_local(receive(links.clone(), hello.node, stream, Rc::clone(&counts)));
     let current = Current { incarnation: hello.incarnation, number: hello.number, counts: Rc::clone(&counts), task: task.abort_handle() };
     links.0.incoming.borrow_mut().insert(key, current);
+    links.note_address(hello.node, hello.address);
     if main {
         links.main_changed(hello.node, false);
         links.dial_now(hello.node);

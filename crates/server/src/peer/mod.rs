@@ -45,6 +45,8 @@ pub struct LinkOptions {
     pub node: NodeId,
     /// Its cluster.
     pub cluster: ClusterId,
+    /// HOST:PORT where this node is reached, for those who know another address of it.
+    pub advertised: Option<String>,
     /// How much may wait to be sent to one peer, on each of its two connections.
     pub buffer_bytes_max: ByteSize,
     /// How many connections of other nodes are accepted.
@@ -61,6 +63,7 @@ impl LinkOptions {
         LinkOptions {
             node,
             cluster,
+            advertised: None,
             buffer_bytes_max: ByteSize(64 << 20),
             connections_max: 512,
             handshake_time_max: Duration::from_secs(5),
@@ -125,6 +128,8 @@ struct Shared {
     inbox: Rc<Inbox>,
     peers: RefCell<BTreeMap<NodeId, Peer>>,
     incoming: RefCell<BTreeMap<(NodeId, u8), incoming::Current>>,
+    /// Nodes that are members no more, for ever: they are told so.
+    removed: RefCell<BTreeSet<NodeId>>,
     /// Peers with something to send since the last flush.
     dirty: RefCell<BTreeSet<NodeId>>,
     rng: RefCell<Rng>,
@@ -169,6 +174,7 @@ impl Links {
             inbox,
             peers: RefCell::default(),
             incoming: RefCell::default(),
+            removed: RefCell::default(),
             dirty: RefCell::default(),
             rng: RefCell::new(rng),
             incarnation,
@@ -179,6 +185,25 @@ impl Links {
             refused: Cell::new(0),
             misdirected: Cell::new(0),
         }))
+    }
+
+    /// These nodes are members no more: their connections end, and whoever of them dials is told why.
+    pub fn set_removed(&self, removed: BTreeSet<NodeId>) {
+        for ((node, _), current) in self.0.incoming.borrow().iter() {
+            if removed.contains(node) {
+                current.close();
+            }
+        }
+        self.0.removed.replace(removed);
+    }
+
+    /// A node has said where it is reached.
+    fn note_address(&self, node: NodeId, address: Option<String>) {
+        let Some(address) = address else { return };
+        let is_news = self.0.peers.borrow().get(&node).is_some_and(|peer| !peer.main.is_at(&address));
+        if is_news {
+            self.0.inbox.push(Event::PeerAt { peer: node, address });
+        }
     }
 
     /// Links with exactly these peers from now on.

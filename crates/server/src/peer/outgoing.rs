@@ -110,6 +110,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether this is where it dials.
+    pub(super) fn is_at(&self, address: &str) -> bool {
+        self.shared.state.borrow().address == address
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.shared.state.borrow().stream.is_some()
     }
@@ -246,6 +251,11 @@ async fn run(links: Links, shared: Rc<Shared>) {
                 tracing::debug!(%peer, address, "cannot dial: {error}");
                 false
             }
+            Err(NotConnected::Removed) => {
+                links.0.inbox.push(flotilla_node::event::Event::Removed { by: peer });
+                backoff = BACKOFF_MAX;
+                false
+            }
             Err(NotConnected::Unwanted(reason)) => {
                 links.say_once(format!("node {peer} at {address} refuses the link: {reason}"));
                 backoff = BACKOFF_MAX;
@@ -276,6 +286,8 @@ enum NotConnected {
     Io(io::Error),
     /// A node answered that it does not want us.
     Unwanted(String),
+    /// A node answered that we were removed from the cluster.
+    Removed,
 }
 
 async fn connect(links: &Links, shared: &Shared, address: &str) -> Result<Rc<TcpStream>, NotConnected> {
@@ -296,12 +308,14 @@ async fn connect(links: &Links, shared: &Shared, address: &str) -> Result<Rc<Tcp
         incarnation: links.0.incarnation,
         number: links.next_number(),
         channel: shared.channel,
+        address: options.advertised.clone(),
     };
     match timeout(options.handshake_time_max, handshake::dial(&mut stream, &hello)).await {
         Err(_) => Err(slow()),
         Ok(Err(handshake::HandshakeError::Io(error))) => Err(NotConnected::Io(error)),
         Ok(Err(error)) => Err(NotConnected::Unwanted(error.to_string())),
         Ok(Ok(Answer::Refused { reason })) => Err(NotConnected::Unwanted(reason)),
+        Ok(Ok(Answer::Removed)) => Err(NotConnected::Removed),
         Ok(Ok(Answer::Accepted { format })) if (handshake::LINK_FORMATS.0..=handshake::LINK_FORMATS.1).contains(&format) => {
             Ok(Rc::new(stream))
         }

@@ -73,6 +73,8 @@ impl End {
                 let names: Vec<String> = messages.iter().map(short).collect();
                 format!("from {}: {}", from.0, names.join(", "))
             }
+            Event::PeerAt { peer, address } => format!("{} at {address}", peer.0),
+            Event::Removed { by } => format!("removed, says {}", by.0),
             Event::AppendUnsent { group, to } => format!("unsent {}/{}", group.0, to.0),
             other => panic!("links tell nothing like {other:?}"),
         }
@@ -166,7 +168,7 @@ async fn linked() -> (End, End) {
 
 fn hello(to: &End, number: u64) -> Hello {
     let (formats, channel) = (LINK_FORMATS, Channel::Main);
-    Hello { formats, cluster: CLUSTER, node: NodeId(1), to: to.node, incarnation: 5, number, channel }
+    Hello { formats, cluster: CLUSTER, node: NodeId(1), to: to.node, incarnation: 5, number, channel, address: None }
 }
 
 async fn dial(end: &End, hello: &Hello) -> (TcpStream, Answer) {
@@ -178,7 +180,7 @@ async fn dial(end: &End, hello: &Hello) -> (TcpStream, Answer) {
 async fn refusal(end: &End, hello: Hello) -> String {
     match dial(end, &hello).await.1 {
         Answer::Refused { reason } => reason,
-        Answer::Accepted { .. } => panic!("accepted: {hello:?}"),
+        other => panic!("{other:?} to {hello:?}"),
     }
 }
 
@@ -304,10 +306,10 @@ fn strangers_are_told_why_they_are_refused() {
     run(|| async {
         let end = End::new(2);
         let usual = hello(&end, 1);
-        assert!(refusal(&end, Hello { cluster: ClusterId(8), ..usual }).await.contains("belongs to cluster"));
-        assert!(refusal(&end, Hello { formats: (2, 3), ..usual }).await.contains("speaks link formats 2 to 3"));
-        assert!(refusal(&end, Hello { to: NodeId(3), ..usual }).await.contains("changed hands"));
-        assert!(refusal(&end, Hello { node: end.node, ..usual }).await.contains("reached itself"));
+        assert!(refusal(&end, Hello { cluster: ClusterId(8), ..usual.clone() }).await.contains("belongs to cluster"));
+        assert!(refusal(&end, Hello { formats: (2, 3), ..usual.clone() }).await.contains("speaks link formats 2 to 3"));
+        assert!(refusal(&end, Hello { to: NodeId(3), ..usual.clone() }).await.contains("changed hands"));
+        assert!(refusal(&end, Hello { node: end.node, ..usual.clone() }).await.contains("reached itself"));
         assert!(matches!(dial(&end, &usual).await.1, Answer::Accepted { format: 1 }));
         assert_eq!(end.links.refused(), 4);
     });

@@ -14,10 +14,13 @@ impl Document {
     pub(crate) fn operation(&self, method: &str, path: &str) -> Option<(&str, &Value)> {
         let path = path.split('?').next().unwrap_or_default();
         let method = method.to_lowercase();
-        let fits = |template: &str| match template.split_once("{key}") {
+        let fits = |template: &str| match template.split_once('{') {
             None => template == path,
-            Some((before, behind)) => {
-                path.strip_prefix(before).and_then(|rest| rest.strip_suffix(behind)).is_some_and(|key| !key.is_empty())
+            Some((before, rest)) => {
+                let (name, behind) = rest.split_once('}').expect("a parameter's end");
+                let value = path.strip_prefix(before).and_then(|rest| rest.strip_suffix(behind));
+                // Only a key may hold slashes.
+                value.is_some_and(|value| !value.is_empty() && (name == "key" || !value.contains('/')))
             }
         };
         let paths = self.0["paths"].as_object().expect("paths");

@@ -81,7 +81,7 @@ impl Backend for FakeNode {
             Request::Join(join) if join.name == "taken" => Reply::NameTaken { holder: NodeId(7), alive: false },
             Request::Join(_) => Reply::Joined { state: bytes::Bytes::from_static(b"state\xff") },
             Request::ClusterStatus => Reply::Status(bytes::Bytes::from_static(b"{\"nodes\":[]}")),
-            Request::Scan(_) => panic!("scans have tests of their own"),
+            Request::Scan(_) | Request::Admin(_) => panic!("they have tests of their own"),
         }
     }
 
@@ -405,7 +405,11 @@ fn bad_requests_are_refused_and_never_reach_the_node() {
             ("DELETE", "/v1/kv?prefix=a", &["If-Match: *"], "", 400, "bad_condition"),
             ("POST", "/v1/kv", &[], "", 405, "method_not_allowed"),
             ("POST", "/v1/txn", &[], "{}", 501, "not_built"),
-            ("POST", "/v1/cluster/nodes/n1/drain", &[], "", 501, "not_built"),
+            ("POST", "/v1/cluster/nodes/n1/drain", &["Origin: http://evil.example"], "", 403, "cross_origin"),
+            ("POST", "/v1/cluster/nodes/n1/drain?undo=perhaps", &[], "", 400, "bad_parameter"),
+            ("DELETE", "/v1/cluster/nodes/%ff", &[], "", 400, "bad_encoding"),
+            ("POST", "/v1/shards/x/leader", &[], "", 404, "shard_absent"),
+            ("POST", "/v1/cluster/rebalance?bytes_per_second=fast", &[], "", 400, "bad_parameter"),
             ("GET", "/v1/nothing", &[], "", 404, "no_route"),
             ("POST", "/v1/nothing", &[], "{}", 404, "no_route"),
             ("POST", "/v1/kv/a", &[], "v", 405, "method_not_allowed"),

@@ -49,6 +49,11 @@ impl Server {
         self.ended.await.expect("no panic").expect("an end in order");
     }
 
+    /// Waits until it ends by itself, and says what with.
+    pub(crate) async fn last_words(self) -> String {
+        self.ended.await.expect("no panic").expect_err("it was not asked to end").to_string()
+    }
+
     /// Status and body.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.started.http).await.expect("it listens");
