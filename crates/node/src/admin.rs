@@ -387,16 +387,24 @@ impl Node {
     /// # Errors
     /// If something would be lost by it, now or at the next failure.
     fn can_empty(&self, node: NodeId, name: &str, observed: &Observed) -> Result<Vec<Change>, Refused> {
-        let others = self.control.members().filter(|(other, record)| *other != node && record.state == NodeState::Active).count();
-        if others == 0 {
+        let active = self.control.members().filter(|(other, record)| *other != node && record.state == NodeState::Active);
+        let (up, away): (Vec<_>, Vec<_>) = active.partition(|(other, _)| down_for(observed, *other).is_none());
+        let others = up.len();
+        if up.is_empty() && away.is_empty() {
             return Err(unsafe_step(format!("{name} is the last node that holds anything: start another one with --join first")));
         }
         let changes = self.changes_with(node, NodeState::Draining, observed);
         let weakened = changes.iter().filter(|change| change.weakens && change.loses.contains(&node)).count();
         if weakened > 0 {
             let wanted = self.control.replicas_wanted;
+            // One that has just joined is not heard of yet.
+            let names: Vec<&str> = away.iter().map(|(_, record)| record.profile.name.as_str()).collect();
+            let way_out = match names.is_empty() {
+                true => "start another node with --join first".to_owned(),
+                false => format!("{} is not up: wait for it, or start another node with --join first", names.join(", ")),
+            };
             return Err(unsafe_step(format!(
-                "without {name}, {others} nodes are left for {wanted} copies: {weakened} groups would lose their failover; start another node with --join first"
+                "without {name}, {others} nodes are up for {wanted} copies: {weakened} groups would lose their failover; {way_out}"
             )));
         }
         Ok(changes)

@@ -130,6 +130,11 @@ fn nodes_are_drained_and_removed_and_told_so() {
         assert_eq!(second.ask("DELETE", "/v1/cluster/nodes/n9", "").await.0, 404);
 
         let fourth = start(join("n4")).await.expect("n4 joins");
+        // Not before it holds something is it counted on.
+        let replicas = |status: &serde_json::Value| status["nodes"].as_array().and_then(|nodes| nodes.get(3)?["replicas"].as_u64());
+        while replicas(&status(&first).await).is_none_or(|count| count == 0) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         until_spread(&first, 3).await;
         let (code, plan) = fourth.ask("DELETE", "/v1/cluster/nodes/n3?dry_run=true", "").await;
         let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
