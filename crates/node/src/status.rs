@@ -10,6 +10,7 @@ use bytes::Bytes;
 use flotilla_consensus::RaftRole;
 use flotilla_types::{ClusterId, GroupId, Key, LogIndex, Membership, NodeId, ReplicaId, Role, ShardId, Slot, Term};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The whole cluster, as the contract's `GET /v1/cluster` gives it.
 #[derive(Clone, Debug, Serialize)]
@@ -62,6 +63,8 @@ pub struct NodeStatus {
     pub zone: String,
     /// up, down, joining, draining or removed.
     pub state: &'static str,
+    /// For how long it has been down; null if it is not, or where only the control group's leader could tell.
+    pub down_for_ms: Option<u64>,
     /// Replicas it holds, the control group's aside.
     pub replicas: u64,
     /// Shards it leads.
@@ -234,6 +237,10 @@ impl Node {
                 _ if is_up(id) => "up",
                 _ => "down",
             };
+            let down_for_ms = match observed.nodes.get(&id) {
+                Some(NodeHealth::Down { for_time }) if authoritative && state == "down" => Some(for_time.as_millis() as u64),
+                _ => None,
+            };
             NodeStatus {
                 name: record.profile.name.clone(),
                 id,
@@ -242,6 +249,7 @@ impl Node {
                 resp: record.profile.resp.clone(),
                 zone: record.profile.zone.clone(),
                 state,
+                down_for_ms,
                 replicas: replicas as u64,
                 leaders: shards.iter().filter(|group| leader_of(**group) == Some(id)).count() as u64,
                 bytes: if id == self.id() {
@@ -294,7 +302,7 @@ impl Node {
                 |report| report.membership.voters.values().map(|node| name(*node)).collect(),
             ),
         };
-        let health = health(&nodes, &shards, &control);
+        let health = health(&nodes, &shards, &control, self.control.replicas_wanted, &self.identity.name);
         ClusterStatus {
             cluster_id: self.control.cluster,
             replicas_wanted: self.control.replicas_wanted,
@@ -357,20 +365,25 @@ fn replicas_of(membership: &Membership, name: &impl Fn(NodeId) -> String) -> Vec
     membership.members().into_iter().map(|(id, node)| ReplicaStatus { node: name(node), role: role(id) }).collect()
 }
 
-/// What an operator should know, in words.
-fn health(nodes: &[NodeStatus], shards: &[ShardStatus], control: &ControlStatus) -> Vec<String> {
+/// What an operator should know, in words, as the node `seen_by` sees it.
+fn health(nodes: &[NodeStatus], shards: &[ShardStatus], control: &ControlStatus, wanted: u32, seen_by: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let is_down = |name: &str| nodes.iter().any(|node| node.name == name && node.state == "down");
-    for node in nodes.iter().filter(|node| node.state == "down") {
-        let weakened = shards.iter().filter(|shard| shard.replicas.iter().any(|replica| replica.node == node.name)).count();
-        lines.push(format!("{} is down: {weakened} shards are short of a copy", node.name));
+    let down = absences(nodes, seen_by);
+    let short = shortages(nodes, shards, wanted);
+    match (down.is_empty(), short.is_empty()) {
+        (false, false) => lines.push(format!("{}: {}", down.join(", "), short.join(", "))),
+        (false, true) => lines.push(format!("{}: every shard has its replicas elsewhere", down.join(", "))),
+        (true, false) => lines.push(format!("replicas are missing: {}", short.join(", "))),
+        (true, true) => {}
     }
     let leaderless = shards.iter().filter(|shard| shard.leader.is_none()).count();
     if leaderless > 0 {
-        lines.push(format!("{leaderless} shards have no leader and answer nothing"));
+        let (have, answer) = if leaderless == 1 { ("has", "answers") } else { ("have", "answer") };
+        lines.push(format!("{} {have} no leader and {answer} nothing", shards_in_words(leaderless)));
     }
     if control.leader.is_none() {
-        lines.push("the control group has no leader that this node can reach: nodes cannot join and nothing is moved".to_owned());
+        lines.push(format!("the control group has no leader that {seen_by} can reach: nodes cannot join and nothing is moved"));
     }
     let undecided = |shard: &&ShardStatus| {
         shard.scrub.as_ref().and_then(|scrub| scrub.last.as_ref()).is_some_and(|last| last.result == ScrubResult::Undecided.as_str())
@@ -379,13 +392,111 @@ fn health(nodes: &[NodeStatus], shards: &[ShardStatus], control: &ControlStatus)
         lines.push(format!("the copies of {} differ and no majority agrees: it takes no writes", shard.id));
     }
     let voters = |shard: &ShardStatus| shard.replicas.iter().filter(|r| r.role == "voter" && !is_down(&r.node)).count();
-    match nodes.len() {
+    match nodes.iter().filter(|node| node.state != "removed").count() {
         1 => lines.push("1 node: no copy and no failover; start further nodes with --join".to_owned()),
         2 => lines.push("2 nodes: a copy of everything, no failover yet; a third node brings it".to_owned()),
-        _ if shards.iter().any(|shard| voters(shard) < 2) => {
+        _ if shards.iter().any(|shard| shard.leader.is_some() && voters(shard) < 2) => {
             lines.push("some shards have a single voter so far: no failover for these yet".to_owned())
         }
         _ => {}
     }
     lines
+}
+
+/// Such as `n3 is down for 40 s`. Only the control group's leader hears from all; another node knows whom it reaches.
+fn absences(nodes: &[NodeStatus], seen_by: &str) -> Vec<String> {
+    let (known, unreached): (Vec<_>, Vec<_>) =
+        nodes.iter().filter(|node| node.state == "down").partition(|node| node.down_for_ms.is_some());
+    let known = known.iter().map(|node| format!("{} is down for {}", node.name, time_in_words(node.down_for_ms.unwrap_or(0) / 1000)));
+    let mut words: Vec<String> = known.collect();
+    if !unreached.is_empty() {
+        let names: Vec<&str> = unreached.iter().map(|node| node.name.as_str()).collect();
+        words.push(format!("{seen_by} cannot reach {}", names.join(", ")));
+    }
+    words
+}
+
+/// Such as `21 shards have 2 of 3 replicas`, for each number of replicas on nodes that run, fewest first.
+fn shortages(nodes: &[NodeStatus], shards: &[ShardStatus], wanted: u32) -> Vec<String> {
+    let members = nodes.iter().filter(|node| node.state != "removed").count();
+    let wanted = members.min(wanted as usize);
+    let runs = |name: &str| nodes.iter().any(|node| node.name == name && !matches!(node.state, "down" | "removed"));
+    let mut shards_with = BTreeMap::new();
+    for shard in shards {
+        let at_hand = shard.replicas.iter().filter(|replica| runs(&replica.node)).count();
+        *shards_with.entry(at_hand).or_insert(0) += 1;
+    }
+    let short = shards_with.into_iter().filter(|(replicas, _)| *replicas < wanted);
+    short
+        .map(|(replicas, count)| {
+            let have = if count == 1 { "has" } else { "have" };
+            format!("{} {have} {replicas} of {wanted} replicas", shards_in_words(count))
+        })
+        .collect()
+}
+
+fn shards_in_words(count: usize) -> String {
+    if count == 1 { "1 shard".to_owned() } else { format!("{count} shards") }
+}
+
+fn time_in_words(seconds: u64) -> String {
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, state: &'static str, down_for_ms: Option<u64>) -> NodeStatus {
+        let (name, zone) = (name.to_owned(), String::new());
+        NodeStatus { name, id: NodeId(1), http: None, peer: None, resp: None, zone, state, down_for_ms, replicas: 0, leaders: 0, bytes: 0 }
+    }
+
+    fn shard(id: u32, leader: Option<&str>, on: &[&str]) -> ShardStatus {
+        let replicas = on.iter().map(|node| ReplicaStatus { node: (*node).to_owned(), role: "voter" }).collect();
+        ShardStatus { id: ShardId(id), slots: [0, 0], leader: leader.map(str::to_owned), term: 1, replicas, scrub: None }
+    }
+
+    fn lines(nodes: &[NodeStatus], shards: &[ShardStatus], control: Option<&str>) -> Vec<String> {
+        let control = ControlStatus { leader: control.map(str::to_owned), voters: Vec::new() };
+        health(nodes, shards, &control, 3, "n1")
+    }
+
+    #[test]
+    fn nothing_is_said_when_all_is_well() {
+        let nodes = ["n1", "n2", "n3"].map(|name| node(name, "up", None));
+        assert!(lines(&nodes, &[shard(0, Some("n1"), &["n1", "n2", "n3"])], Some("n1")).is_empty());
+    }
+
+    #[test]
+    fn who_is_down_and_what_it_costs() {
+        let nodes = [node("n1", "up", None), node("n2", "up", None), node("n3", "down", Some(40_900)), node("n4", "down", Some(7_300_000))];
+        let shards =
+            [shard(0, Some("n1"), &["n1", "n2", "n3"]), shard(1, Some("n2"), &["n1", "n2", "n4"]), shard(2, None, &["n1", "n3", "n4"])];
+        let expected = [
+            "n3 is down for 40 s, n4 is down for 2 h: 1 shard has 1 of 3 replicas, 2 shards have 2 of 3 replicas",
+            "1 shard has no leader and answers nothing",
+        ];
+        assert_eq!(lines(&nodes, &shards, Some("n1")), expected);
+    }
+
+    #[test]
+    fn a_node_that_does_not_lead_says_only_what_it_sees() {
+        let nodes = [node("n1", "up", None), node("n2", "down", None), node("n3", "down", None)];
+        let said = lines(&nodes, &[shard(0, None, &["n1", "n2", "n3"])], None);
+        assert_eq!(said[0], "n1 cannot reach n2, n3: 1 shard has 1 of 3 replicas");
+        assert!(said[2].starts_with("the control group has no leader that n1 can reach"), "{said:?}");
+    }
+
+    #[test]
+    fn copies_that_are_still_to_be_made_are_missing() {
+        let nodes = ["n1", "n2", "n3", "n4"].map(|name| node(name, "up", None));
+        let said = lines(&nodes, &[shard(0, Some("n1"), &["n1", "n2"])], Some("n1"));
+        assert_eq!(said, ["replicas are missing: 1 shard has 2 of 3 replicas"]);
+    }
 }

@@ -3,6 +3,7 @@
 use crate::handle::NodeHandle;
 use crate::http::Backend;
 use crate::metrics::{Exposition, write_node_metrics};
+use bytes::Bytes;
 use flotilla_node::Location;
 use flotilla_node::request::{Failure, Reply, Request};
 use flotilla_types::Key;
@@ -15,6 +16,15 @@ impl Backend for NodeHandle {
 
     fn refusal_of_put(&self, key: &Key) -> Option<Failure> {
         self.with_node(|node| node.refusal_of_put(key))
+    }
+
+    fn name(&self) -> String {
+        self.with_node(|node| node.name_of(node.id()))
+    }
+
+    fn cluster_view(&self) -> Bytes {
+        let now = self.0.clock.now();
+        self.with_node(|node| node.cluster_status(now).to_json())
     }
 
     fn locate(&self, key: &Key) -> Location {

@@ -46,6 +46,14 @@ impl Backend for FakeNode {
         }
     }
 
+    fn name(&self) -> String {
+        "n1".to_owned()
+    }
+
+    fn cluster_view(&self) -> Bytes {
+        Bytes::from_static(b"{\"nodes\":[],\"authoritative\":false}")
+    }
+
     fn locate(&self, _key: &Key) -> Location {
         unreachable!("not asked")
     }

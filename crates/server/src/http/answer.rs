@@ -28,6 +28,8 @@ pub(super) struct Answer {
     /// How far the replica that was read may be behind.
     pub(super) lag_ms: Option<u64>,
     pub(super) retry_after_seconds: Option<u32>,
+    /// Further headers, their names in small letters.
+    pub(super) headers: &'static [(&'static str, &'static str)],
     /// The connection cannot be used again.
     pub(super) close: bool,
 }
@@ -48,6 +50,7 @@ impl Answer {
             allow: None,
             lag_ms: None,
             retry_after_seconds: None,
+            headers: &[],
             close: false,
         }
     }
@@ -115,6 +118,9 @@ impl Answer {
         }
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        for (name, value) in self.headers {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -4,6 +4,7 @@
 //! Everything runs on one thread (a tokio `LocalSet`), so nothing here is `Send`.
 
 use crate::metrics::Exposition;
+use bytes::Bytes;
 use flotilla_node::Location;
 use flotilla_node::request::{Failure, Reply, Request};
 use flotilla_types::Key;
@@ -21,6 +22,12 @@ pub trait Backend: 'static {
     fn refusal_of_put(&self, _key: &Key) -> Option<Failure> {
         None
     }
+
+    /// The node's name.
+    fn name(&self) -> String;
+
+    /// The cluster as this node sees it, as the contract's JSON; no I/O and nobody is asked.
+    fn cluster_view(&self) -> Bytes;
 
     /// Where a key lives, as this node knows it; no I/O.
     fn locate(&self, key: &Key) -> Location;

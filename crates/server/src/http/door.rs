@@ -6,6 +6,7 @@
 
 use super::door_metrics::DoorMetrics;
 use super::options::HttpOptions;
+use super::recent_stats::RecentStats;
 use crate::answer_bytes::AnswerBytes;
 use flotilla_node::request::LARGE_REQUEST_BYTES;
 use std::cell::{Cell, RefCell};
@@ -19,6 +20,7 @@ pub(super) struct Door<B> {
     pub(super) backend: Rc<B>,
     pub(super) options: HttpOptions,
     pub(super) metrics: DoorMetrics,
+    pub(super) recent: RecentStats,
     /// Pages and lines of scans that wait for their clients; values are counted where they are read.
     pub(super) answers: AnswerBytes,
     pub(super) shared: Rc<DoorState>,

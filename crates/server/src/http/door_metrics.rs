@@ -9,6 +9,23 @@ use std::time::Duration;
 /// How a request ended, as labels: the class of its status, and what became of what was asked.
 const ENDS: [(&str, &str); 5] = [("2xx", "ok"), ("3xx", "ok"), ("4xx", "not-applied"), ("5xx", "not-applied"), ("5xx", "unknown")];
 
+/// The routes that read and that write keys.
+const READS: [RouteKind; 2] = [RouteKind::KvGet, RouteKind::Scan];
+const WRITES: [RouteKind; 5] = [RouteKind::KvPut, RouteKind::KvDelete, RouteKind::KvIncrement, RouteKind::DeleteRange, RouteKind::Batch];
+/// Of [`ENDS`], those of requests that the store failed.
+const FAILED: std::ops::Range<usize> = 3..5;
+
+/// What was asked of keys since the door opened, or between two moments.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) reads: u64,
+    pub(super) writes: u64,
+    /// Those of both that were answered with a 5xx.
+    pub(super) errors: u64,
+    /// How many of both fell into each of [`Histogram`]'s buckets, and the buckets' bounds.
+    durations: Vec<(Option<Duration>, u64)>,
+}
+
 /// Counters of one door.
 #[derive(Default)]
 pub(super) struct DoorMetrics {
@@ -32,6 +49,24 @@ impl DoorMetrics {
         };
         increment(&self.requests[route as usize][end]);
         self.durations[route as usize].record(took);
+    }
+
+    /// What was asked of keys so far.
+    pub(super) fn totals(&self) -> Totals {
+        let count = |route: &RouteKind| self.requests[*route as usize].iter().map(Cell::get).sum::<u64>();
+        let failed = |route: &RouteKind| self.requests[*route as usize][FAILED].iter().map(Cell::get).sum::<u64>();
+        let mut durations: Vec<(Option<Duration>, u64)> = Histogram::default().buckets().collect();
+        for route in READS.iter().chain(&WRITES) {
+            for (sum, (_, count)) in durations.iter_mut().zip(self.durations[*route as usize].buckets()) {
+                sum.1 += count;
+            }
+        }
+        Totals {
+            reads: READS.iter().map(count).sum(),
+            writes: WRITES.iter().map(count).sum(),
+            errors: READS.iter().chain(&WRITES).map(failed).sum(),
+            durations,
+        }
     }
 
     /// Writes them all.
@@ -65,5 +100,36 @@ impl DoorMetrics {
             Sample::counter("flotilla_http_response_body_bytes_total", "Bytes of response bodies.", self.body_bytes_out.get()),
             Sample::gauge("flotilla_http_body_bytes", "Bytes of request bodies in memory.", body_bytes as u64),
         ]);
+    }
+}
+
+impl Totals {
+    /// What came on top of `earlier`.
+    pub(super) fn since(&self, earlier: &Totals) -> Totals {
+        let earlier_count = |bucket: usize| earlier.durations.get(bucket).map_or(0, |(_, count)| *count);
+        let durations = self.durations.iter().enumerate().map(|(at, (bound, count))| (*bound, count - earlier_count(at)));
+        Totals {
+            reads: self.reads - earlier.reads,
+            writes: self.writes - earlier.writes,
+            errors: self.errors - earlier.errors,
+            durations: durations.collect(),
+        }
+    }
+
+    /// How long `percent` of 100 took at most, in microseconds: taken as evenly spread over their bucket. `None` if there were none.
+    pub(super) fn percentile_us(&self, percent: u64) -> Option<u64> {
+        let total: u64 = self.durations.iter().map(|(_, count)| count).sum();
+        let rank = (total * percent).div_ceil(100);
+        let (mut below, mut lower) = (0, Duration::ZERO);
+        for (bound, count) in self.durations.iter().filter(|_| total > 0) {
+            // The last bucket has no bound: at least as long as the one before.
+            let upper = bound.unwrap_or(lower);
+            if below + count >= rank {
+                let part = (rank - below) as f64 / *count as f64;
+                return Some((lower + (upper - lower).mul_f64(part)).as_micros() as u64);
+            }
+            (below, lower) = (below + count, upper);
+        }
+        None
     }
 }

@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-const PAGE: &str = include_str!("page.html");
+/// `/v1/stats` shows counts only, and a node's page shows those of other nodes beside its own.
+const ANY_ORIGIN: &[(&str, &str)] = &[("access-control-allow-origin", "*")];
 /// A join is some names and addresses.
 const JOIN_BYTES_MAX: usize = 64 << 10;
 
@@ -192,7 +193,11 @@ impl<B: Backend> Exchange<'_, B> {
                 Ok(batch::run(self.door, ops, id.map(Bytes::copy_from_slice), timeout).await)
             }
             Route::Cluster => {
-                let reply = self.door.backend.request(NodeRequest::ClusterStatus, query.timeout()?).await;
+                let timeout = query.timeout()?;
+                if query.consistency()? == Consistency::Stale {
+                    return Ok(Answer::json(StatusCode::OK, self.door.backend.cluster_view()));
+                }
+                let reply = self.door.backend.request(NodeRequest::ClusterStatus, timeout).await;
                 Ok(match reply {
                     Reply::Status(json) => Answer::json(StatusCode::OK, json),
                     other => unexpected(other, Outcome::NotApplied),
@@ -226,6 +231,11 @@ impl<B: Backend> Exchange<'_, B> {
                 let json = serde_json::to_vec(&location).map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
                 Ok(Answer::json(StatusCode::OK, json))
             }
+            Route::Stats => {
+                query.timeout()?;
+                let json = self.door.recent.to_json(&self.door.backend.name());
+                Ok(Answer { headers: ANY_ORIGIN, ..Answer::json(StatusCode::OK, json) })
+            }
             Route::Livez => Ok(Answer::new(StatusCode::OK, "text/plain", "ok\n")),
             Route::Readyz => match self.door.backend.ready() {
                 Ok(()) => Ok(Answer::new(StatusCode::OK, "text/plain", "ok\n")),
@@ -238,7 +248,7 @@ impl<B: Backend> Exchange<'_, B> {
                 Ok(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, exposition.into_text()))
             }
             Route::OpenApi => Ok(openapi::answer(&self.condition()?)),
-            Route::Page => Ok(Answer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)),
+            Route::Dashboard(file) => Ok(file.answer()),
             Route::NotBuilt => Err(not_built("this route")),
             Route::WrongMethod(allow) => {
                 let problem = Problem::new(ErrorCode::MethodNotAllowed, format!("this path takes {allow}, not {}", self.method));

@@ -14,12 +14,14 @@ mod backend;
 mod batch;
 mod body;
 mod connection;
+mod dashboard;
 mod door;
 mod door_metrics;
 mod handler;
 pub mod join;
 mod openapi;
 mod options;
+mod recent_stats;
 mod route;
 mod scan;
 mod stream;
@@ -34,6 +36,7 @@ use connection::serve_connection;
 use door::{Door, DoorState};
 use door_metrics::DoorMetrics;
 use flotilla_api::{ErrorCode, Problem};
+use recent_stats::RecentStats;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -56,7 +59,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 pub async fn serve<B: Backend>(listener: TcpListener, backend: Rc<B>, options: HttpOptions, shutdown: impl Future<Output = ()>) {
     let shared = Rc::new(DoorState::default());
     let answers = AnswerBytes::new(options.answer_bytes_max);
-    let door = Rc::new(Door { backend, options, metrics: DoorMetrics::default(), answers, shared });
+    let door = Rc::new(Door { backend, options, metrics: DoorMetrics::default(), recent: RecentStats::default(), answers, shared });
     let began = Instant::now();
     let mut sweeps = tokio::time::interval(door.options.sweep_interval());
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,7 +71,9 @@ pub async fn serve<B: Backend>(listener: TcpListener, backend: Rc<B>, options: H
         tokio::select! {
             _ = sweeps.tick() => {
                 let elapsed = began.elapsed();
-                door.shared.sweep(elapsed.as_millis() as u64, &door.options);
+                let now_ms = elapsed.as_millis() as u64;
+                door.shared.sweep(now_ms, &door.options);
+                door.recent.sample(now_ms, &door.metrics);
                 if deadline.is_some_and(|deadline| elapsed >= deadline) {
                     break;
                 }

@@ -22,6 +22,7 @@ pub(super) fn answer(condition: &Condition) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::dashboard::DashboardFile;
     use super::super::route::Route;
     use super::*;
     use serde_json::{Map, Value};
@@ -55,12 +56,15 @@ mod tests {
             Route::NodeDrain(_) => Route::ShardLeader("x"),
             Route::ShardLeader(_) => Route::Rebalance,
             Route::Rebalance => Route::Locate("x"),
-            Route::Locate(_) => Route::Livez,
+            Route::Locate(_) => Route::Stats,
+            Route::Stats => Route::Livez,
             Route::Livez => Route::Readyz,
             Route::Readyz => Route::Metrics,
             Route::Metrics => Route::OpenApi,
-            Route::OpenApi => Route::Page,
-            Route::Page | Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => return None,
+            Route::OpenApi => Route::Dashboard(DashboardFile::Page),
+            Route::Dashboard(DashboardFile::Page) => Route::Dashboard(DashboardFile::Script),
+            Route::Dashboard(DashboardFile::Script) => Route::Dashboard(DashboardFile::Style),
+            Route::Dashboard(DashboardFile::Style) | Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => return None,
         })
     }
 

@@ -1,5 +1,6 @@
 //! Paths and methods of the contract: which route a request is for.
 
+use super::dashboard::DashboardFile;
 use flotilla_api::http::{BATCH_PARAMETERS, DELETE_RANGE_PARAMETERS, SCAN_PARAMETERS};
 use hyper::Method;
 
@@ -34,6 +35,8 @@ pub(super) enum Route<'a> {
     Rebalance,
     /// `GET /v1/locate/{key}`.
     Locate(&'a str),
+    /// `GET /v1/stats`.
+    Stats,
     /// `GET /livez`.
     Livez,
     /// `GET /readyz`.
@@ -42,8 +45,8 @@ pub(super) enum Route<'a> {
     Metrics,
     /// `GET /openapi.json`.
     OpenApi,
-    /// `GET /`.
-    Page,
+    /// `GET /`, and what the page there loads.
+    Dashboard(DashboardFile),
     /// Part of the contract, not built yet.
     NotBuilt,
     /// The path takes other methods; these.
@@ -131,7 +134,10 @@ impl<'a> Route<'a> {
             "/readyz" => (Route::Readyz, read, "GET, HEAD"),
             "/metrics" => (Route::Metrics, read, "GET, HEAD"),
             "/openapi.json" => (Route::OpenApi, read, "GET, HEAD"),
-            "/" => (Route::Page, read, "GET, HEAD"),
+            "/" => (Route::Dashboard(DashboardFile::Page), read, "GET, HEAD"),
+            "/dashboard.js" => (Route::Dashboard(DashboardFile::Script), read, "GET, HEAD"),
+            "/style.css" => (Route::Dashboard(DashboardFile::Style), read, "GET, HEAD"),
+            "/v1/stats" => (Route::Stats, read, "GET, HEAD"),
             "/v1/kv" if method == Method::DELETE => (Route::DeleteRange, true, ""),
             "/v1/kv" => (Route::Scan, read, "GET, HEAD, DELETE"),
             "/v1/batch" => (Route::Batch, method == Method::POST, "POST"),
@@ -167,9 +173,9 @@ impl<'a> Route<'a> {
             Route::Scan => RouteKind::Scan,
             Route::DeleteRange => RouteKind::DeleteRange,
             Route::Batch => RouteKind::Batch,
-            Route::Cluster | Route::Join | Route::Locate(_) => RouteKind::Cluster,
+            Route::Cluster | Route::Join | Route::Locate(_) | Route::Stats => RouteKind::Cluster,
             Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance => RouteKind::Admin,
-            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => RouteKind::Probe,
+            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Dashboard(_) => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
         }
     }
@@ -187,8 +193,9 @@ impl<'a> Route<'a> {
             Route::NodeDrain(_) => Some(&["timeout", "undo", "dry_run"]),
             Route::ShardLeader(_) => Some(&["timeout", "to", "dry_run"]),
             Route::Rebalance => Some(&["timeout", "paused", "bytes_per_second", "dry_run"]),
-            Route::KvDelete(_) | Route::Cluster | Route::Join | Route::Locate(_) => Some(&["timeout"]),
-            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Page => Some(&[]),
+            Route::Cluster => Some(&["timeout", "consistency"]),
+            Route::KvDelete(_) | Route::Join | Route::Locate(_) | Route::Stats => Some(&["timeout"]),
+            Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Dashboard(_) => Some(&[]),
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => None,
         }
     }

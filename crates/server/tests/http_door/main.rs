@@ -90,6 +90,14 @@ impl Backend for FakeNode {
         is_full.then(|| Failure::not_applied(FailureReason::DiskFull, "full"))
     }
 
+    fn name(&self) -> String {
+        "n1".to_owned()
+    }
+
+    fn cluster_view(&self) -> bytes::Bytes {
+        bytes::Bytes::from_static(b"{\"nodes\":[],\"authoritative\":false}")
+    }
+
     fn locate(&self, key: &Key) -> Location {
         Location { slot: key.slot().0, shard: ShardId(3), leader: None, replicas: vec!["n1".into()] }
     }
@@ -564,6 +572,11 @@ fn the_cluster_is_shown_and_joined() {
         assert_eq!(flotilla_server::http::join::decode_answer(&joined.body).as_deref(), Some(&b"state\xff"[..]));
         let taken = door.ask("POST", "/v1/cluster/nodes", &[], &join("taken")).await;
         assert_eq!((taken.status, taken.code().as_str(), taken.header("flotilla-outcome")), (409, "name_taken", Some("not-applied")));
+        let own_view = door.ask("GET", "/v1/cluster?consistency=stale", &[], "").await;
+        assert_eq!(own_view.body, b"{\"nodes\":[],\"authoritative\":false}");
+        let stats = door.ask("GET", "/v1/stats", &[], "").await;
+        assert_eq!((stats.status, stats.header("access-control-allow-origin")), (200, Some("*")));
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&stats.body).unwrap()["node"], "n1");
         assert_eq!(door.ask("GET", "/livez", &[], "").await.status, 200);
         assert_eq!(door.ask("GET", "/readyz", &[], "").await.status, 200);
         door.node.held.set(true);
@@ -571,12 +584,18 @@ fn the_cluster_is_shown_and_joined() {
         assert_eq!((not_ready.status, not_ready.code().as_str()), (503, "not_ready"));
         let page = door.ask("GET", "/", &[], "").await;
         assert!(page.header("content-type").unwrap().starts_with("text/html") && page.body.starts_with(b"<!doctype html>"));
+        assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'none'; script-src 'self';"));
+        for (path, kind) in [("/dashboard.js", "text/javascript"), ("/style.css", "text/css")] {
+            let named = String::from_utf8_lossy(&page.body).contains(&format!("\"{path}\""));
+            let file = door.ask("GET", path, &[], "").await;
+            assert!(named && file.status == 200 && file.header("content-type").unwrap().starts_with(kind), "{path}");
+        }
         let metrics = String::from_utf8(door.ask("GET", "/metrics", &[], "").await.body).unwrap();
         for line in [
             "# TYPE flotilla_http_requests_total counter",
-            "flotilla_http_requests_total{route=\"cluster\",status=\"2xx\",outcome=\"ok\"} 3",
+            "flotilla_http_requests_total{route=\"cluster\",status=\"2xx\",outcome=\"ok\"} 5",
             "flotilla_http_requests_total{route=\"cluster\",status=\"4xx\",outcome=\"not-applied\"} 1",
-            "flotilla_http_request_duration_seconds_count{route=\"cluster\"} 4",
+            "flotilla_http_request_duration_seconds_count{route=\"cluster\"} 6",
             "flotilla_http_requests_in_flight 1",
         ] {
             assert!(metrics.lines().any(|found| found == line), "{line} is missing in:\n{metrics}");
