@@ -77,6 +77,15 @@ impl Cluster {
         Client::new(self.nodes.iter().map(|(spec, _)| spec.endpoint()).collect(), Duration::from_secs(5))
     }
 
+    /// Adds a node, starts it and does not wait.
+    ///
+    /// # Errors
+    /// If the process cannot be made.
+    pub fn add(&mut self, spec: NodeSpec) -> anyhow::Result<()> {
+        self.nodes.push((spec, None));
+        self.launch(self.nodes.len() - 1)
+    }
+
     /// Starts node `at` and does not wait.
     ///
     /// # Errors

@@ -6,12 +6,15 @@
 #![allow(clippy::disallowed_methods, reason = "outside of the core: clocks, files and processes are what this is about")]
 
 pub mod binary;
+pub mod browser;
 pub mod bulk;
 pub mod cluster;
 pub mod compare_etcd;
 pub mod cut_off;
 pub mod damage;
+pub mod dashboard;
 pub mod expiry;
+pub mod grow;
 pub mod idle;
 pub mod keyspace;
 pub mod kill;

@@ -6,8 +6,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, expiry, idle, kill, once, power, pressure, real_data, restart, scan_load,
-    weather,
+    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, dashboard, expiry, grow, idle, kill, once, power, pressure, real_data,
+    restart, scan_load, weather,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -140,6 +140,19 @@ enum Run {
         #[arg(long)]
         slow: bool,
     },
+    /// One node becomes three and five and three again, under load with real data.
+    Grow {
+        #[arg(long, default_value_t = 64)]
+        clients: usize,
+        #[arg(long)]
+        packages: Option<usize>,
+    },
+    /// The dashboard in a real browser, while nodes are killed (Chromium).
+    Dashboard {
+        /// Keep pictures of the page here.
+        #[arg(long, value_name = "DIR")]
+        screenshots: Option<PathBuf>,
+    },
     /// How long restarts take.
     Restart {
         #[arg(long, default_value_t = 1_000_000)]
@@ -252,10 +265,17 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
         }
         Run::Weather { slow } => {
             let cases = weather::run(binary, folder, slow).await?;
-            let lines: Vec<String> =
-                cases.iter().map(|case| format!("{}  {}: {}", if case.fine { "fine " } else { "WRONG" }, case.name, case.words)).collect();
-            show(&cases, &lines, json)?;
-            Ok(cases.iter().all(|case| case.fine))
+            show_cases(&cases, json)
+        }
+        Run::Dashboard { screenshots } => {
+            let cases = dashboard::run(binary, folder, &dashboard::DashboardPlan { screenshots }).await?;
+            show_cases(&cases, json)
+        }
+        Run::Grow { clients, packages } => {
+            let plan = grow::GrowPlan { clients, packages_max: packages };
+            let report = grow::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
         }
         Run::Restart { keys } => {
             let report = restart::run(binary, folder, keys).await?;
@@ -280,6 +300,13 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
             Ok(true)
         }
     }
+}
+
+/// Shows them, and says whether all are fine.
+fn show_cases(cases: &[weather::Case], json: bool) -> anyhow::Result<bool> {
+    let line = |case: &weather::Case| format!("{}  {}: {}", if case.fine { "fine " } else { "WRONG" }, case.name, case.words);
+    show(&cases, &cases.iter().map(line).collect::<Vec<_>>(), json)?;
+    Ok(cases.iter().all(|case| case.fine))
 }
 
 fn show(report: &impl Serialize, lines: &[String], json: bool) -> anyhow::Result<()> {

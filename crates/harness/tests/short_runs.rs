@@ -1,7 +1,9 @@
 //! The runs of the harness, short: seconds instead of minutes, the same checks.
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
-use flotilla_harness::{binary::flotilla_binary, bulk, damage, expiry, kill, once, pressure, real_data, scan_load, weather};
+use flotilla_harness::{
+    binary::flotilla_binary, browser, bulk, damage, dashboard, expiry, kill, once, pressure, real_data, scan_load, weather,
+};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +32,16 @@ fn real_data_survives_a_kill() {
     let plan = real_data::RealDataPlan { connections: 32, packages_max: Some(2000) };
     let report = with_folder(async |binary, folder| real_data::run(binary, folder, &plan).await);
     assert!(report.verdict.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn the_dashboard_tells_what_happens() {
+    if browser::find_chromium().is_err() {
+        eprintln!("no Chromium on this machine: nothing to look with");
+        return;
+    }
+    let cases = with_folder(async |binary, folder| dashboard::run(binary, folder, &dashboard::DashboardPlan { screenshots: None }).await);
+    assert!(cases.iter().all(|case| case.fine), "{cases:#?}");
 }
 
 #[test]
