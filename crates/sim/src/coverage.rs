@@ -39,6 +39,8 @@ pub enum Fault {
     BitFlip,
     /// Nodes are added under load.
     Growth,
+    /// An operator drains a node, removes one, moves a leader or pauses balancing.
+    Operator,
 }
 
 /// What the nodes can do.
@@ -71,11 +73,13 @@ pub enum Capability {
     Recovery,
     /// A node joined.
     Join,
+    /// A node was drained and removed, and was told so.
+    Removal,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 15] = [
+    pub const ALL: [Fault; 16] = [
         Fault::Crash,
         Fault::PowerCut,
         Fault::Pause,
@@ -91,12 +95,13 @@ impl Fault {
         Fault::Wipe,
         Fault::BitFlip,
         Fault::Growth,
+        Fault::Operator,
     ];
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Capability; 13] = [
+    pub const ALL: [Capability; 14] = [
         Capability::Get,
         Capability::Put,
         Capability::Delete,
@@ -110,6 +115,7 @@ impl Capability {
         Capability::Scrub,
         Capability::Recovery,
         Capability::Join,
+        Capability::Removal,
     ];
 }
 

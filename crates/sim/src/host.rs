@@ -10,7 +10,7 @@ use flotilla_storage::disk::SimulatedDisk;
 use flotilla_storage::log::RaftLog;
 use flotilla_storage::store::SimulatedStore;
 use flotilla_types::NodeId;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A machine.
 pub struct Host {
@@ -82,6 +82,8 @@ pub struct Running {
     pub store_busy: Option<StoreJob>,
     /// Peers it wants links with, by the number of the machine it was told.
     pub peers: Vec<(NodeId, usize)>,
+    /// Nodes that it knows to be members no more.
+    pub removed: BTreeSet<NodeId>,
     /// Elections won, as last looked at.
     pub elections_won: u64,
     /// Scrubs in which all took part and agreed, likewise.

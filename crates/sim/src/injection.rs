@@ -6,7 +6,9 @@ use crate::history::Moment;
 use crate::network::{HostNumber, Pipe};
 use crate::scenario::Family;
 use crate::verdict;
-use crate::world::{Happening, World};
+use crate::world::{Happening, Waiting, World};
+use flotilla_node::admin::{AdminAction, AdminRequest};
+use flotilla_node::{Event, Request, Ticket};
 use flotilla_storage::log::stated_bytes;
 use flotilla_storage::store::SimulatedStore;
 use flotilla_types::PlantedFault;
@@ -19,6 +21,10 @@ pub(crate) enum Ending {
     Cut(Vec<(HostNumber, HostNumber)>, Duration),
     /// These directions are cut no more.
     Mend(Vec<(HostNumber, HostNumber)>),
+    /// This node holds its share again.
+    Undrain(HostNumber),
+    /// Moves for the sake of balance go on.
+    Resume,
 }
 
 fn ms(ms: u64) -> Duration {
@@ -108,8 +114,41 @@ impl World {
             }
             Fault::Wipe | Fault::BitFlip => return self.lose_disk(fault, host, short),
             Fault::Growth => return,
+            Fault::Operator => self.operate(host, short * 10),
         }
         self.coverage.fault(fault, until);
+    }
+
+    /// An operator wants something, of this node or of the whole.
+    fn operate(&mut self, host: HostNumber, for_time: Duration) {
+        let node = self.hosts[host].name.clone();
+        match self.chance.faults.below(10) {
+            0..4 => {
+                self.ask_as_operator(AdminAction::Drain { node });
+                self.plan(for_time, Happening::End(Ending::Undrain(host)));
+            }
+            4..7 => self.ask_as_operator(AdminAction::Remove { node, force: false }),
+            7 => self.ask_as_operator(AdminAction::Remove { node, force: true }),
+            8 => {
+                let shard = self.chance.faults.below(u64::from(self.scenario.shards)) as u32;
+                self.ask_as_operator(AdminAction::MoveLeader { shard, to: None });
+            }
+            _ => {
+                self.ask_as_operator(AdminAction::SetRebalancing { paused: Some(true), bytes_per_second: None });
+                self.plan(for_time, Happening::End(Ending::Resume));
+            }
+        }
+    }
+
+    /// Asks any member.
+    pub(crate) fn ask_as_operator(&mut self, action: AdminAction) {
+        let members: Vec<HostNumber> = (0..self.hosts.len()).filter(|host| self.is_member(*host)).collect();
+        let Some(host) = self.chance.faults.pick(&members).copied() else { return };
+        self.trace.note(self.now, "operator", &[host as u64], || format!("asks n{}: {action:?}", host + 1));
+        let ticket = self.wait(Waiting::Operator, host);
+        let expires = self.hosts[host].clock.now(self.now).instant + ms(3_000);
+        let request = Request::Admin(AdminRequest { action, dry_run: false });
+        self.give(host, Event::Request { ticket: Ticket(ticket), request, expires });
     }
 
     /// A machine with a process, rather one that leads many groups.
@@ -200,6 +239,8 @@ impl World {
     pub(crate) fn end_fault(&mut self, ending: Ending) {
         match ending {
             Ending::Cut(cuts, lasting) => self.cut(cuts, lasting),
+            Ending::Undrain(host) => self.ask_as_operator(AdminAction::Undrain { node: self.hosts[host].name.clone() }),
+            Ending::Resume => self.ask_as_operator(AdminAction::SetRebalancing { paused: Some(false), bytes_per_second: None }),
             Ending::Mend(cuts) => {
                 for (from, to) in cuts {
                     let waiting: Vec<Pipe> = self.network.mend(from, to);

@@ -14,6 +14,7 @@ use flotilla_node::boot::{self, Identity};
 use flotilla_node::check;
 use flotilla_node::control::{ControlState, Formats, NodeProfile};
 use flotilla_node::message::Channel;
+use flotilla_node::node::REMOVED;
 use flotilla_node::scan::ScanJob;
 use flotilla_node::state_machine::ReplicaState;
 use flotilla_node::{
@@ -125,6 +126,7 @@ impl World {
             store_queue: Default::default(),
             store_busy: None,
             peers: Vec::new(),
+            removed: Default::default(),
             elections_won: 0,
             scrubs_whole: 0,
         };
@@ -288,8 +290,13 @@ impl World {
         }
         if let Some(peers) = effects.peers {
             let numbered = peers.linked.into_iter().filter_map(|(node, address)| Some((node, self.host_at(&address)?))).collect();
+            let gone = |other: &HostNumber| self.network.peer_of(number, *other).is_some_and(|node| peers.removed.contains(&node));
+            let ending: Vec<HostNumber> = (0..self.hosts.len()).filter(gone).collect();
             if let Some(running) = self.hosts[number].running() {
-                running.peers = numbered;
+                (running.peers, running.removed) = (numbered, peers.removed);
+            }
+            for other in ending {
+                self.break_end(number, other, false);
             }
         }
         for notice in effects.notices {
@@ -352,6 +359,14 @@ impl World {
     /// A node ended itself.
     fn stopped(&mut self, number: HostNumber, reason: &str) {
         self.trace.note(self.now, "stopped", &[number as u64], || format!("n{}: {reason}", number + 1));
+        if reason.starts_with(REMOVED) {
+            // An operator wanted it so; its machine becomes another node.
+            self.coverage.capability(Capability::Removal, self.now);
+            self.kill(number, false);
+            self.empty_data_dir(number);
+            let after = Duration::from_millis(self.chance.machines.between(100, 3_000));
+            return self.plan(after, Happening::Start(number, self.hosts[number].life));
+        }
         self.fail("stop", format!("n{} stopped by itself: {reason}", number + 1));
     }
 

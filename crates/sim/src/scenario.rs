@@ -33,6 +33,8 @@ pub enum Family {
     Forwarding,
     /// Writes come again under their idempotency keys, to other leaders and behind snapshots.
     Retries,
+    /// Nodes are drained, removed and added anew.
+    Members,
 }
 
 impl Family {
@@ -49,11 +51,12 @@ impl Family {
             Family::Snapshots => "snapshots",
             Family::Forwarding => "forwarding",
             Family::Retries => "retries",
+            Family::Members => "members",
         }
     }
 
     /// All of them.
-    pub const ALL: [Family; 10] = [
+    pub const ALL: [Family; 11] = [
         Family::Mixed,
         Family::PowerCuts,
         Family::Elections,
@@ -64,6 +67,7 @@ impl Family {
         Family::Snapshots,
         Family::Forwarding,
         Family::Retries,
+        Family::Members,
     ];
 
     /// The family in which a planted fault shows soonest.
@@ -142,6 +146,7 @@ impl Scenario {
         let hosts = match family {
             Family::Mixed => rng.between(1, 5).max(rng.between(1, 5)) as usize,
             Family::LoneVoter => rng.between(2, 3) as usize,
+            Family::Members => rng.between(4, 5) as usize,
             _ => rng.between(3, 5).min(rng.between(3, 5)) as usize,
         };
         let grows = hosts > 1 && (family == Family::LoneVoter || rng.chance(1, 4));
@@ -200,6 +205,11 @@ impl Scenario {
                 self.link.max_us = rng.between(5_000, 40_000);
             }
             Family::Damage | Family::Wipes => self.fault_interval = ms(rng.between(2_000, 4_000)),
+            Family::Members => {
+                self.fault_interval = ms(rng.between(1_000, 3_000));
+                // What is down for as long as this is given up, and comes back.
+                self.node.replace_after = Some(ms(rng.between(4_000, 20_000)));
+            }
             Family::Snapshots | Family::Retries => {
                 self.fault_interval = ms(rng.between(800, 2_500));
                 self.node.log_keep_bytes = rng.between(1 << 9, 4 << 10) as usize;
@@ -273,10 +283,11 @@ fn draw_faults(scenario: &Scenario, rng: &mut Rng) -> Vec<Fault> {
         Family::Snapshots => vec![Crash, PowerCut, Isolation, Isolation, Pause, SlowStore],
         Family::Forwarding => vec![Reconnect, Reconnect, Reconnect, Crash, Delay],
         Family::Retries => vec![Isolation, Isolation, Pause, SlowStore, Crash],
+        Family::Members => vec![Operator, Operator, Operator, Operator, Crash, Isolation, Pause],
     };
     let kinds = faults.len() + rng.between(if faults.is_empty() { 3 } else { 0 }, 5) as usize;
     let usable: Vec<Fault> = match alone {
-        true => vec![Crash, PowerCut, Pause, SlowDisk, SlowStore, Clock],
+        true => vec![Crash, PowerCut, Pause, SlowDisk, SlowStore, Clock, Operator],
         false => Fault::ALL.into_iter().filter(|f| *f != Growth && (*f != Clock || scenario.family != Family::Retries)).collect(),
     };
     if alone {

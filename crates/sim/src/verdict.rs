@@ -14,7 +14,8 @@ use crate::process::read_state;
 use crate::workload::{TTL_MAX, Workload};
 use crate::world::{Happening, Load, World};
 use bytes::Bytes;
-use flotilla_node::control::ControlState;
+use flotilla_node::admin::AdminAction;
+use flotilla_node::control::{ControlState, NodeState, Rebalancing};
 use flotilla_node::keyspace::shard_of;
 use flotilla_node::state_machine::read;
 use flotilla_node::status::GroupView;
@@ -78,9 +79,23 @@ impl World {
             if amiss.is_empty() {
                 return;
             }
+            self.take_back_operators();
             if self.now.since(began) > REST_MAX {
                 return self.note_violation(convergence::violation(&amiss, self.now.since(began)));
             }
+        }
+    }
+
+    /// What operators began and did not take back is taken back.
+    fn take_back_operators(&mut self) {
+        let Some((control, _)) = wanted(self) else { return };
+        if control.rebalancing == Rebalancing::Paused {
+            self.ask_as_operator(AdminAction::SetRebalancing { paused: Some(false), bytes_per_second: None });
+        }
+        let drained = control.members().filter(|(_, record)| matches!(record.state, NodeState::Draining | NodeState::Leaving));
+        let names: Vec<String> = drained.map(|(_, record)| record.profile.name.clone()).collect();
+        for node in names {
+            self.ask_as_operator(AdminAction::Undrain { node });
         }
     }
 

@@ -80,6 +80,8 @@ pub(crate) enum Waiting {
     Scanner(Box<AskedScan>),
     /// A joining machine, in this life.
     Joiner { host: HostNumber, life: u64 },
+    /// An operator, who does not mind.
+    Operator,
 }
 
 /// What clients do now.
@@ -352,6 +354,13 @@ impl World {
         if asleep || self.network.is_whole(a, b) || !self.network.is_passable(a, b) {
             return;
         }
+        for (host, node, other) in [(a, node_b, b), (b, node_a, a)] {
+            // Whoever was removed is told so when it dials.
+            let by = self.hosts[host].node_id().expect("just seen");
+            if self.hosts[host].running().is_some_and(|running| running.removed.contains(&node)) {
+                return self.give(other, Event::Removed { by });
+            }
+        }
         let knows = |host: &mut Host, node, number| host.running().is_some_and(|r| r.peers.contains(&(node, number)));
         if !knows(&mut self.hosts[a], node_b, b) && !knows(&mut self.hosts[b], node_a, a) {
             return;
@@ -459,6 +468,8 @@ impl World {
             Waiting::Scanner(asked) => self.scanned(&asked, Some(reply)),
             Waiting::Joiner { host, life } if self.lives(host, life) => self.join_answered(host, reply),
             Waiting::Joiner { .. } => {}
+            Waiting::Operator if matches!(reply, Reply::Admin(_) | Reply::Failed(_)) => {}
+            Waiting::Operator => self.fail("answers", format!("an operator was answered with {reply:?}")),
         }
     }
 
@@ -466,7 +477,7 @@ impl World {
         match self.tickets.remove(&ticket) {
             Some((Waiting::Client { operation, client }, _)) => self.answered(operation, client, Answer::Unknown),
             Some((Waiting::Scanner(asked), _)) => self.scanned(&asked, None),
-            Some((Waiting::Joiner { .. }, _)) | None => {}
+            Some((Waiting::Joiner { .. } | Waiting::Operator, _)) | None => {}
         }
     }
 
