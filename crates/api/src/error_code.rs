@@ -105,6 +105,8 @@ error_codes! {
     RequestStalled = "request_stalled", 408, exit 1, Retry, None, "No progress of the request";
     /// Another node has the joiner's name.
     NameTaken = "name_taken", 409, exit 1, Fix, None, "Name taken";
+    /// The joiner is not reached where it says it is.
+    AddressUnreachable = "address_unreachable", 409, exit 1, Fix, None, "Address not reached";
     /// The step would lose data, a quorum or failover; the detail says what to do instead.
     UnsafeStep = "unsafe_step", 409, exit 1, Fix, None, "Unsafe step refused";
     /// The key's value is no integer, so it cannot be incremented.

@@ -18,7 +18,13 @@ pub struct ClusterView {
     /// The shards, in order.
     pub shards: Vec<ShardView>,
     /// Replica moves under way.
-    pub moves: Vec<serde_json::Value>,
+    pub moves: Vec<MoveView>,
+    /// What is amiss, in the server's words.
+    pub health: Vec<String>,
+    /// The node whose view it is, and whether it hears from all.
+    pub seen_by: String,
+    /// See `seen_by`.
+    pub authoritative: bool,
 }
 
 /// One member.
@@ -61,6 +67,26 @@ pub struct ShardView {
     pub replicas: Vec<ReplicaView>,
 }
 
+/// A copy on its way.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct MoveView {
+    /// The shard; none for the control group.
+    pub shard: Option<u64>,
+    /// The node that it leaves.
+    pub from: Option<String>,
+    /// The node that it goes to.
+    pub to: Option<String>,
+    /// How far it is.
+    pub phase: String,
+    /// Bytes sent.
+    pub bytes_done: Option<u64>,
+    /// Bytes to send.
+    pub bytes_total: u64,
+    /// Milliseconds left.
+    pub eta_ms: Option<u64>,
+}
+
 /// One copy of a shard.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -100,29 +126,20 @@ impl ClusterView {
             && self.shards.iter().all(is_whole)
     }
 
-    /// How well the cluster is, in sentences; the first one is the summary.
+    /// How well the cluster is, in sentences: a summary, and what the server says is amiss.
     pub fn health(&self) -> Vec<String> {
         let members = self.members().count();
-        let mut words = vec![match (members, self.shards.iter().map(voter_count).min().unwrap_or(0)) {
-            (1, _) => "1 node: no copy of anything; two more nodes make it survive the loss of one".to_owned(),
-            (2, _) => "2 nodes: a copy of everything, no failover yet; a third node brings it".to_owned(),
-            (_, voters) if voters >= 3 => {
-                format!("{members} nodes: every shard on at least {voters} of them, any {} may fail", (voters - 1) / 2)
+        let voters = self.shards.iter().map(voter_count).min().unwrap_or(0);
+        let summary = match members {
+            // The server's own words begin with it.
+            0..=2 => None,
+            _ if voters >= 3 => {
+                Some(format!("{members} nodes: every shard on at least {voters} of them, any {} may fail", (voters - 1) / 2))
             }
-            _ => format!("{members} nodes: still spreading the shards over them, no failover yet for some"),
-        }];
-        let down: Vec<&str> = self.members().filter(|node| node.state == "down").map(|node| node.name.as_str()).collect();
-        if !down.is_empty() {
-            words.push(format!("down: {}", down.join(", ")));
-        }
-        let leaderless = self.shards.iter().filter(|shard| shard.leader.is_none()).count();
-        if leaderless > 0 {
-            words.push(format!("{leaderless} of {} shards have no leader: their keys cannot be read or written", self.shards.len()));
-        }
-        if !self.moves.is_empty() {
-            words.push(format!("{} replica moves under way", self.moves.len()));
-        }
-        words
+            _ => Some(format!("{members} nodes: still spreading the shards over them")),
+        };
+        let moves = (!self.moves.is_empty()).then(|| format!("{} replica moves under way", self.moves.len()));
+        summary.into_iter().chain(self.health.iter().cloned()).chain(moves).collect()
     }
 }
 
@@ -151,7 +168,8 @@ mod tests {
     fn two_nodes_are_settled_with_a_learner_and_say_what_they_lack() {
         assert!(!cluster(2, 1, 0).is_settled());
         assert!(cluster(2, 1, 1).is_settled());
-        assert_eq!(cluster(2, 1, 1).health(), ["2 nodes: a copy of everything, no failover yet; a third node brings it"]);
+        let said = vec!["2 nodes: a copy of everything, no failover yet; a third node brings it".to_owned()];
+        assert_eq!(ClusterView { health: said.clone(), ..cluster(2, 1, 1) }.health(), said);
     }
 
     #[test]
@@ -161,6 +179,6 @@ mod tests {
         let mut one_down = cluster(3, 3, 0);
         one_down.nodes[2].state = "down".into();
         assert!(!one_down.is_settled());
-        assert_eq!(one_down.health()[1], "down: n2");
+        assert_eq!(one_down.health(), ["3 nodes: every shard on at least 3 of them, any 1 may fail"]);
     }
 }

@@ -4,6 +4,7 @@
 //! of decoding as slices of the frame that held them.
 
 use crate::admin::{AdminReply, AdminVerdict};
+use crate::fitness::Unfit;
 use crate::message::{Forward, PeerMessage, ScanForward};
 use crate::request::{Failure, FailureReason, JoinRequest, Reply, Request, RequestId, WriteRefusal};
 use crate::scan::{ScanAsk, ScanPage, ScanPart};
@@ -136,6 +137,10 @@ impl PeerMessage {
                     out.write_bytes(address.as_bytes());
                 }
             }
+            PeerMessage::Unfit { reason } => {
+                out.put_u8(26);
+                out.put_u8(*reason as u8);
+            }
             PeerMessage::Clock { wall } => {
                 out.put_u8(20);
                 out.put_u64_le(wall.0);
@@ -235,6 +240,7 @@ impl PeerMessage {
                 };
                 PeerMessage::Addresses((0..count).map(|_| address(reader)).collect::<Result<_>>()?)
             }
+            26 => PeerMessage::Unfit { reason: Unfit::from_byte(reader.u8("fitness")?)? },
             20 => PeerMessage::Clock { wall: Timestamp(reader.u64("wall clock")?) },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),
         })

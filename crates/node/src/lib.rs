@@ -23,6 +23,7 @@ mod divergence;
 pub mod effect;
 pub mod event;
 mod expiry;
+pub mod fitness;
 pub mod fuzzing;
 pub mod keyspace;
 pub mod message;

@@ -3,6 +3,7 @@
 //! A link carries frames; a frame carries messages of all groups. What travels apart, on a
 //! connection of its own, is the snapshots' rows: see [`PeerMessage::channel`].
 
+use crate::fitness::Unfit;
 use crate::request::{Failure, Reply, Request};
 use crate::scan::{ScanAsk, ScanItem, ScanPart};
 use bytes::Bytes;
@@ -113,6 +114,11 @@ pub enum PeerMessage {
     },
     /// Where members are reached, as the sender was told by themselves: not agreed on.
     Addresses(Vec<(NodeId, String)>),
+    /// The sender should not lead at present.
+    Unfit {
+        /// Why.
+        reason: Unfit,
+    },
     /// What the sender's wall clock shows (decision 5).
     Clock {
         /// That.

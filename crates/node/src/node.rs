@@ -14,6 +14,7 @@ use crate::clocks::Clocks;
 use crate::control::{ControlState, Standing};
 use crate::effect::{Effects, ReplyTo};
 use crate::event::{Event, Now, StoreEvent, Ticket};
+use crate::fitness::Fitness;
 use crate::message::{PeerMessage, ScanForward};
 use crate::notice::Notice;
 use crate::reading::Reading;
@@ -137,6 +138,7 @@ pub struct Node {
     pub(crate) scans: Scans,
     pub(crate) reading: Reading,
     pub(crate) clocks: Clocks,
+    pub(crate) fitness: Fitness,
     pub(crate) log: LogQueue,
     pub(crate) apply: ApplyQueue,
     pub(crate) transfers: Transfers,
@@ -183,6 +185,7 @@ impl Node {
             scans: Scans::starting_at(first_number()),
             reading: Reading::new(identity.node, first_number()),
             clocks: Clocks::new(now.instant),
+            fitness: Fitness::new(now.instant),
             log: LogQueue::default(),
             apply: ApplyQueue::default(),
             transfers: Transfers::starting_at(first_number(), now.instant),
@@ -399,6 +402,7 @@ impl Node {
                 self.handle_snapshot_taken(from, transfer, number, accepted, now)
             }
             PeerMessage::Addresses(addresses) => self.handle_addresses(addresses),
+            PeerMessage::Unfit { reason } => self.handle_unfit(from, reason, now),
             PeerMessage::Clock { wall } => self.handle_clock(from, wall, now),
             PeerMessage::Report(bytes) => self.handle_report(from, &bytes, now),
             PeerMessage::ControlCopy(bytes) => self.handle_control_copy(bytes, now),
@@ -447,15 +451,8 @@ impl Node {
         // At most one tick a turn: after a pause the inbox is taken first, and missed ticks are not made up.
         self.next_tick = (self.next_tick + TICK).max(now.instant + TICK / 2);
         self.ticks += 1;
-        for (group, replica) in &mut self.replicas {
-            match replica.ticks_to_skip.checked_sub(1) {
-                Some(left) => replica.ticks_to_skip = left,
-                None => replica.group.tick(),
-            }
-            if replica.group.has_ready() || !replica.pending.is_empty() {
-                self.dirty.insert(*group);
-            }
-        }
+        self.look_after_fitness(now);
+        self.tick_replicas(now.instant);
         self.apply.hurry();
         self.campaign_in_place_of_the_dead(now);
         self.expire(now);

@@ -61,6 +61,11 @@ impl LogQueue {
         self.batch_bytes >= JOB_BYTES_MAX
     }
 
+    /// The number of the oldest job that is not on disk.
+    pub(crate) fn oldest_job(&self) -> Option<u64> {
+        self.under_way.front().map(|(number, _)| *number)
+    }
+
     /// Whether all of a group's records are on disk.
     fn is_synced(&self, replica: &Replica) -> bool {
         replica.synced_wait <= self.synced
@@ -476,7 +481,7 @@ impl Node {
         let line = format!("{key} is damaged and cannot be re-seeded as long as so few of its other copies are there: {detail}");
         self.out.notices.push(Notice::error(line).of_replica(key));
         if replica.is_leader() {
-            self.hand_over_group(key.group);
+            self.hand_over_group(key.group, now.instant);
         }
     }
 

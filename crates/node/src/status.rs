@@ -3,6 +3,7 @@
 
 use crate::control::{GroupReport, NodeHealth, NodeState, Sending, moves};
 use crate::event::Now;
+use crate::fitness::Unfit;
 use crate::keyspace;
 use crate::node::Node;
 use crate::scrub::{ScrubReport, ScrubResult};
@@ -65,6 +66,10 @@ pub struct NodeStatus {
     pub state: &'static str,
     /// For how long it has been down; null if it is not, or where only the control group's leader could tell.
     pub down_for_ms: Option<u64>,
+    /// Why it should not lead: slow-disk, stands-still or disk-full; null if it may.
+    pub unfit: Option<&'static str>,
+    #[serde(skip)]
+    unfit_in_words: Option<&'static str>,
     /// Replicas it holds, the control group's aside.
     pub replicas: u64,
     /// Shards it leads.
@@ -241,6 +246,7 @@ impl Node {
                 Some(NodeHealth::Down { for_time }) if authoritative && state == "down" => Some(for_time.as_millis() as u64),
                 _ => None,
             };
+            let unfit = self.why_unfit(id, now.instant).filter(|_| state != "down");
             NodeStatus {
                 name: record.profile.name.clone(),
                 id,
@@ -250,6 +256,8 @@ impl Node {
                 zone: record.profile.zone.clone(),
                 state,
                 down_for_ms,
+                unfit: unfit.map(Unfit::as_str),
+                unfit_in_words: unfit.map(Unfit::in_words),
                 replicas: replicas as u64,
                 leaders: shards.iter().filter(|group| leader_of(**group) == Some(id)).count() as u64,
                 bytes: if id == self.id() {
@@ -377,6 +385,9 @@ fn health(nodes: &[NodeStatus], shards: &[ShardStatus], control: &ControlStatus,
         (true, false) => lines.push(format!("replicas are missing: {}", short.join(", "))),
         (true, true) => {}
     }
+    for node in nodes {
+        lines.extend(node.unfit_in_words.map(|words| format!("{} {words}: what another node can lead it does not lead", node.name)));
+    }
     let leaderless = shards.iter().filter(|shard| shard.leader.is_none()).count();
     if leaderless > 0 {
         let (have, answer) = if leaderless == 1 { ("has", "answers") } else { ("have", "answer") };
@@ -454,7 +465,21 @@ mod tests {
 
     fn node(name: &str, state: &'static str, down_for_ms: Option<u64>) -> NodeStatus {
         let (name, zone) = (name.to_owned(), String::new());
-        NodeStatus { name, id: NodeId(1), http: None, peer: None, resp: None, zone, state, down_for_ms, replicas: 0, leaders: 0, bytes: 0 }
+        NodeStatus {
+            name,
+            id: NodeId(1),
+            http: None,
+            peer: None,
+            resp: None,
+            zone,
+            state,
+            down_for_ms,
+            unfit: None,
+            unfit_in_words: None,
+            replicas: 0,
+            leaders: 0,
+            bytes: 0,
+        }
     }
 
     fn shard(id: u32, leader: Option<&str>, on: &[&str]) -> ShardStatus {

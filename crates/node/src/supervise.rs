@@ -71,7 +71,7 @@ pub(crate) struct Supervision {
     /// Where members say that they are reached, unless that is agreed on.
     addresses: BTreeMap<NodeId, String>,
     /// When leadership of a group was last handed over on purpose.
-    transferred: BTreeMap<GroupId, Instant>,
+    pub(crate) transferred: BTreeMap<GroupId, Instant>,
 }
 
 impl Supervision {
@@ -104,6 +104,7 @@ impl Node {
             self.watch(now.instant);
             self.expire_joins(now.instant);
             self.expire_admins(now);
+            self.hand_over_if_unfit(now.instant);
             self.reconcile(now);
             self.begin_and_end_scrubs(now);
             if self.shutting_down {
@@ -377,9 +378,8 @@ impl Node {
                 Some(Step::Propose(change)) => self.propose_membership(group, &change),
                 Some(Step::LeaveJoint) => self.propose_membership(group, &MembershipChange::leave_joint()),
                 Some(Step::TransferLeadership(to)) => {
-                    let last = self.supervision.transferred.get(&group).copied();
-                    let rested = last.is_none_or(|at| now.instant.saturating_since(at) > 2 * SETTLE_BEFORE_LEADING);
-                    if transfers < TRANSFERS_AT_ONCE && rested {
+                    let fit = replica.node_of(to).is_some_and(|node| self.is_fit_peer(node, now.instant));
+                    if transfers < TRANSFERS_AT_ONCE && fit && self.has_rested(group, now.instant) {
                         transfers += 1;
                         self.supervision.transferred.insert(group, now.instant);
                         self.transfer(group, to);
@@ -393,6 +393,11 @@ impl Node {
     /// Whether a node has been linked for long enough to be given leadership.
     fn has_settled(&self, node: NodeId, now: Instant) -> bool {
         self.links.get(&node).is_some_and(|link| link.up && now.saturating_since(link.since) >= SETTLE_BEFORE_LEADING)
+    }
+
+    /// Whether a group's leadership was not handed over on purpose just now.
+    pub(crate) fn has_rested(&self, group: GroupId, now: Instant) -> bool {
+        self.supervision.transferred.get(&group).is_none_or(|at| now.saturating_since(*at) > 2 * SETTLE_BEFORE_LEADING)
     }
 
     fn propose_membership(&mut self, group: GroupId, change: &MembershipChange) {
@@ -415,21 +420,29 @@ impl Node {
         self.shutting_down = true;
         let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
         for group in led {
-            self.hand_over_group(group);
+            self.hand_over_group(group, now.instant);
         }
         self.report(now);
     }
 
-    /// Hands the leadership of a group over to the voter that has most of its log, if another one is there.
-    pub(crate) fn hand_over_group(&mut self, group: GroupId) {
-        let Some(replica) = self.replicas.get(&group).filter(|replica| !replica.group.is_transferring()) else { return };
-        let me = replica.key.replica;
-        let progress = |id: ReplicaId| replica.group.progress(id).filter(|p| p.recently_active && !p.in_snapshot);
-        let best =
-            replica.group.membership().voters.keys().filter(|id| **id != me).filter_map(|id| Some((progress(*id)?.matched, *id))).max();
-        if let Some((_, to)) = best {
+    /// Hands the leadership of a group over, if another voter is there.
+    pub(crate) fn hand_over_group(&mut self, group: GroupId, now: Instant) {
+        if self.replicas.get(&group).is_none_or(|replica| replica.group.is_transferring()) {
+            return;
+        }
+        if let Some((to, _)) = self.best_successor(group, now) {
             self.transfer(group, to);
         }
+    }
+
+    /// The voter, and its node, that should lead a group if this node should not: a fit one before others, then the one that has most
+    /// of the log.
+    pub(crate) fn best_successor(&self, group: GroupId, now: Instant) -> Option<(ReplicaId, NodeId)> {
+        let replica = self.replicas.get(&group)?;
+        let progress = |id: ReplicaId| replica.group.progress(id).filter(|p| p.recently_active && !p.in_snapshot);
+        let others = replica.group.membership().voters.iter().filter(|(id, _)| **id != replica.key.replica);
+        let candidates = others.filter_map(|(id, node)| Some((self.is_fit_peer(*node, now), progress(*id)?.matched, *id, *node)));
+        candidates.max().map(|(_, _, id, node)| (id, node))
     }
 
     /// Whether leadership of anything that others could lead is still here.

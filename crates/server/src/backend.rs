@@ -5,7 +5,7 @@ use crate::http::Backend;
 use crate::metrics::{Exposition, write_node_metrics};
 use bytes::Bytes;
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, Reply, Request};
+use flotilla_node::request::{Failure, JoinRequest, Reply, Request};
 use flotilla_types::Key;
 use std::time::Duration;
 
@@ -16,6 +16,16 @@ impl Backend for NodeHandle {
 
     fn refusal_of_put(&self, key: &Key) -> Option<Failure> {
         self.with_node(|node| node.refusal_of_put(key))
+    }
+
+    async fn reach(&self, join: &JoinRequest) -> Result<(), String> {
+        if self.with_node(|node| node.control().nodes.contains_key(&join.id)) {
+            return Ok(());
+        }
+        let found = self.0.links.reach(join.id, &join.peer, &join.http).await;
+        found.map_err(|found| {
+            format!("{} does not reach {} at {found}; name an address that all other nodes reach", Backend::name(self), join.name)
+        })
     }
 
     fn name(&self) -> String {

@@ -161,7 +161,7 @@ pub async fn run(config: ServerConfig, on_started: impl FnOnce(&Started), shutdo
     let clock = Clock::default();
 
     let data_dir = DataDir::open(&config.data_dir)?;
-    let mut member = become_member(&config, &data_dir, profile, &mut rng).await?;
+    let mut member = become_member(&config, &data_dir, profile, &peer_listener, &mut rng).await?;
     let (worker, states) = match open_store(&config.limits, &data_dir) {
         Err(StoreError::Damaged(damage)) => {
             give_up_store(&config, &data_dir, &mut member, profile, &damage).await?;
@@ -292,6 +292,7 @@ async fn become_member(
     config: &ServerConfig,
     data_dir: &DataDir,
     profile: impl Fn(&str) -> NodeProfile,
+    peer_listener: &TcpListener,
     rng: &mut flotilla_types::Rng,
 ) -> Result<Member, ServerError> {
     let (mut log, recovered) = open_log(&config.limits, data_dir)?;
@@ -340,7 +341,10 @@ async fn become_member(
         (batch, Birth::Created)
     } else {
         let request = join_request(identity.node, profile, config.replace);
-        let state = join::join(&config.join, &request, join::JOIN_TIME_MAX).await?;
+        let state = tokio::select! {
+            joined = join::join(&config.join, &request, join::JOIN_TIME_MAX) => joined?,
+            () = peer::answer_while_joining(peer_listener, identity.node) => unreachable!("it answers for as long as it is let"),
+        };
         let (_, batch) = boot::joined(identity, &state);
         (batch, Birth::Joined)
     };

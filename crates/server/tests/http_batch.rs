@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, FailureReason, Reply, Request};
+use flotilla_node::request::{Failure, FailureReason, JoinRequest, Reply, Request};
 use flotilla_server::http::{Backend, HttpOptions, serve};
 use flotilla_server::metrics::Exposition;
 use flotilla_types::{Key, Outcome, Version};
@@ -71,6 +71,10 @@ impl Backend for FakeNode {
             Request::Delete { key, .. } => Reply::Deleted { deleted: rows.remove(key.as_bytes()).is_some() },
             other => panic!("{other:?}"),
         }
+    }
+
+    async fn reach(&self, _: &JoinRequest) -> Result<(), String> {
+        Ok(())
     }
 
     fn name(&self) -> String {

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, FailureReason, Reply, Request};
+use flotilla_node::request::{Failure, FailureReason, JoinRequest, Reply, Request};
 use flotilla_node::scan::{PageFill, ScanAsk, ScanItem, ScanPage};
 use flotilla_server::http::{Backend, HttpOptions, serve};
 use flotilla_server::metrics::Exposition;
@@ -44,6 +44,10 @@ impl Backend for FakeNode {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    async fn reach(&self, _: &JoinRequest) -> Result<(), String> {
+        Ok(())
     }
 
     fn name(&self) -> String {

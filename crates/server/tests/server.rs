@@ -3,7 +3,7 @@
 
 mod servers;
 
-use flotilla_server::{Birth, ServerConfig};
+use flotilla_server::{Birth, ServerConfig, Settings};
 use servers::{Server, config, on_one_thread, start};
 use std::time::Duration;
 
@@ -205,6 +205,20 @@ fn what_cannot_start_says_why_in_one_line() {
         let url = first.url();
         let name_taken = refused(config(&dir("n2"), |s| (s.name, s.join) = (Some("n1".to_owned()), Some(url.clone())))).await;
         assert!(name_taken.contains("has this name and is up"), "{name_taken}");
+
+        let wrong = |change: fn(&mut Settings, String)| {
+            let peer = first.started.peer.to_string();
+            config(&dir("n3"), |s| {
+                (s.name, s.join) = (Some("n3".to_owned()), Some(url.clone()));
+                change(s, peer);
+            })
+        };
+        let nobody = refused(wrong(|s, _| s.advertise_peer = Some("127.0.0.1:1".to_owned()))).await;
+        assert!(nobody.contains("n1 does not reach n3 at 127.0.0.1:1 (--advertise-peer") && nobody.contains("refused"), "{nobody}");
+        let anothers = refused(wrong(|s, peer| s.advertise_peer = Some(peer))).await;
+        assert!(anothers.contains("the address has changed hands"), "{anothers}");
+        let no_door = refused(wrong(|s, _| s.advertise_http = Some("127.0.0.1:1".to_owned()))).await;
+        assert!(no_door.contains("n1 does not reach n3 at 127.0.0.1:1 (--advertise-http"), "{no_door}");
 
         let other = start(config(&dir("other"), |s| s.name = Some("n9".to_owned()))).await.expect("another cluster");
         let cluster = other.started.cluster.to_string();

@@ -5,6 +5,7 @@ use flotilla_node::boot::{Genesis, Identity};
 use flotilla_node::control::{
     ControlAnswer, ControlCommand, ControlState, Formats, NodeProfile, Refusal, Removal, RowKey, decode_rows, encode_rows,
 };
+use flotilla_node::fitness::Unfit;
 use flotilla_node::fuzzing;
 use flotilla_node::message::{Forward, PeerMessage, ScanForward};
 use flotilla_node::request::{Failure, FailureReason, Reply, Request, RequestId};
@@ -253,6 +254,7 @@ pub(super) fn messages() -> Vec<PeerMessage> {
         PeerMessage::ControlAsk { epoch: 3, orphan: Some((group, ReplicaId(3))) },
         PeerMessage::Checkpoint { group, replica: ReplicaId(3), index: LogIndex(9), hash: 1 },
         PeerMessage::Clock { wall: Timestamp(1) },
+        PeerMessage::Unfit { reason: Unfit::SlowDisk },
         PeerMessage::Scan(ScanForward { number: 4, expires_in_ms: 1000, groups: vec![group, GroupId(3)], ask }),
         PeerMessage::ScanPart {
             number: 4,

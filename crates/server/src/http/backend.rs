@@ -6,7 +6,7 @@
 use crate::metrics::Exposition;
 use bytes::Bytes;
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, Reply, Request};
+use flotilla_node::request::{Failure, JoinRequest, Reply, Request};
 use flotilla_types::Key;
 use std::future::Future;
 use std::time::Duration;
@@ -22,6 +22,12 @@ pub trait Backend: 'static {
     fn refusal_of_put(&self, _key: &Key) -> Option<Failure> {
         None
     }
+
+    /// Tries to reach a node that wants to join where it says it is; one that is a member already may come from anywhere.
+    ///
+    /// # Errors
+    /// With what was found there, in one line.
+    fn reach(&self, join: &JoinRequest) -> impl Future<Output = Result<(), String>>;
 
     /// The node's name.
     fn name(&self) -> String;

@@ -210,6 +210,7 @@ impl<B: Backend> Exchange<'_, B> {
                 let (json, _reservation) = self.read_body(body, JOIN_BYTES_MAX, timeout).await?;
                 unread.set(false);
                 let join = join::decode_request(&json)?;
+                self.door.backend.reach(&join).await.map_err(|found| Problem::new(ErrorCode::AddressUnreachable, found))?;
                 let timeout = self.rest_of(timeout, began_ms)?;
                 Ok(match self.door.backend.request(NodeRequest::Join(join), timeout).await {
                     Reply::Joined { state } => Answer::json(StatusCode::OK, join::encode_answer(&state)),

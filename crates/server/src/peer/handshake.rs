@@ -54,6 +54,8 @@ pub enum Answer {
     },
     /// The dialing node was removed from the cluster, for ever.
     Removed,
+    /// The dialed node is the one that was meant, and waits to be taken into a cluster.
+    Joining,
 }
 
 /// Why a handshake failed.
@@ -157,6 +159,7 @@ impl Answer {
                 body.write_bytes(&reason.as_bytes()[..end]);
             }
             Answer::Removed => body.put_u8(2),
+            Answer::Joining => body.put_u8(3),
         }
         body
     }
@@ -175,6 +178,7 @@ impl Answer {
                 Ok(Answer::Refused { reason: String::from_utf8_lossy(&said).chars().filter(|c| !c.is_control()).collect() })
             }
             2 => Ok(Answer::Removed),
+            3 => Ok(Answer::Joining),
             other => Err(DecodeError::Invalid("answer", u64::from(other))),
         }
     }

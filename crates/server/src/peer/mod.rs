@@ -10,7 +10,7 @@
 //!
 //! - [`frame`]: messages to bytes and back; [`handshake`]: who may talk to whom;
 //! - [`outgoing`]: dialing and sending; [`incoming`]: listening and receiving;
-//! - [`socket`]: socket options.
+//! - [`reach`]: whether a joining node is where it says it is; [`socket`]: socket options.
 //!
 //! What the links leave out: encryption and authentication (nodes off loopback need `--insecure`).
 
@@ -18,11 +18,13 @@ pub mod frame;
 pub mod handshake;
 mod incoming;
 mod outgoing;
+mod reach;
 mod socket;
 #[cfg(test)]
 mod tests;
 
 pub use incoming::listen;
+pub use reach::answer_while_joining;
 pub use socket::bind;
 
 use crate::answer_bytes::no_room;

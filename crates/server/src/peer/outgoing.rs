@@ -316,6 +316,8 @@ async fn connect(links: &Links, shared: &Shared, address: &str) -> Result<Rc<Tcp
         Ok(Err(error)) => Err(NotConnected::Unwanted(error.to_string())),
         Ok(Ok(Answer::Refused { reason })) => Err(NotConnected::Unwanted(reason)),
         Ok(Ok(Answer::Removed)) => Err(NotConnected::Removed),
+        // It is a member already, and about to learn it.
+        Ok(Ok(Answer::Joining)) => Err(NotConnected::Refused),
         Ok(Ok(Answer::Accepted { format })) if (handshake::LINK_FORMATS.0..=handshake::LINK_FORMATS.1).contains(&format) => {
             Ok(Rc::new(stream))
         }

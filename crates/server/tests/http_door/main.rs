@@ -6,7 +6,7 @@
 mod wire;
 
 use flotilla_node::Location;
-use flotilla_node::request::{Failure, FailureReason, Reply, Request, RequestId, WriteRefusal};
+use flotilla_node::request::{Failure, FailureReason, JoinRequest, Reply, Request, RequestId, WriteRefusal};
 use flotilla_server::http::{Backend, HttpOptions, serve};
 use flotilla_server::metrics::Exposition;
 use flotilla_types::{Key, NodeId, ShardId, Version};
@@ -88,6 +88,10 @@ impl Backend for FakeNode {
     fn refusal_of_put(&self, key: &Key) -> Option<Failure> {
         let is_full = failure(key.as_bytes()) == Some(FailureReason::DiskFull);
         is_full.then(|| Failure::not_applied(FailureReason::DiskFull, "full"))
+    }
+
+    async fn reach(&self, _: &JoinRequest) -> Result<(), String> {
+        Ok(())
     }
 
     fn name(&self) -> String {
