@@ -78,7 +78,7 @@ impl Default for NodeConfig {
             log_keep_bytes: 64 << 20,
             persist_bytes: 32 << 20,
             persist_interval: Duration::from_secs(5),
-            snapshot_chunk_bytes: 1 << 20,
+            snapshot_chunk_bytes: 256 << 10,
             transfers_max: 4,
             scrub_bytes_per_second: 8 << 20,
             scrub_interval: Duration::from_secs(3600),

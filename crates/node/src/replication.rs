@@ -364,6 +364,9 @@ impl Node {
 
     /// Hands committed entries to the apply thread, with the configuration that each change makes.
     fn queue_apply(&mut self, group: GroupId, entries: Vec<Entry>, now: Now) {
+        if !entries.is_empty() && group != GroupId::CONTROL {
+            self.note_served(now.instant);
+        }
         let Some(replica) = self.replicas.get_mut(&group).filter(|_| !entries.is_empty()) else { return };
         let answers_wanted = !replica.proposed.is_empty() || group == GroupId::CONTROL;
         let mut memberships = Vec::new();

@@ -184,6 +184,9 @@ impl Node {
         let writes_refused = self.unapplied_bytes > self.config.unapplied_bytes_max / share;
         let needs_time = request.needs_time();
         let time_is_known = !needs_time || self.clock(now) > Timestamp(0);
+        if group != GroupId::CONTROL {
+            self.note_served(now.instant);
+        }
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         match request {
             Request::Get { key } => {

@@ -7,7 +7,8 @@
 //! transfer ends in exactly one report to Raft.
 //!
 //! The receiver fills a generation of rows that is not in force; what happens then is in
-//! `replication` (announce, switch, record).
+//! `replication` (announce, switch, record). It yields to clients: while its node serves them, it asks for the next chunk
+//! only after a rest of twice the time that the last one took to be stored, so that moves get at most a third of the store's time.
 
 use crate::control::Sending;
 use crate::effect::StoreJob;
@@ -31,6 +32,10 @@ pub(crate) struct Transfers {
     next: u64,
     outgoing: BTreeMap<u64, Outgoing>,
     pace: Pace,
+    /// Chunks that were stored and are acknowledged when it is time to go on.
+    resting: Vec<(Instant, NodeId, PeerMessage)>,
+    /// When this node last did something for a client.
+    served_at: Instant,
 }
 
 /// How much may be sent at this moment (a token bucket): chunks are sent while `allowance` is above zero, and take from it.
@@ -39,6 +44,12 @@ struct Pace {
     allowance: i64,
     filled_at: Instant,
 }
+
+/// A node serves clients if it did something for one within this time.
+const SERVING_FOR: Duration = Duration::from_millis(200);
+/// The rest after a chunk, in times that it took, while clients are served; and the longest.
+const RESTS_PER_CHUNK: u32 = 2;
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// Of its rate, what a pace lets through at once after a pause.
 const PACE_BURST: Duration = Duration::from_millis(100);
@@ -78,6 +89,8 @@ pub(crate) struct Incoming {
     from: NodeId,
     transfer: u64,
     next_number: u32,
+    /// When the last chunk came.
+    chunk_at: Instant,
     pub(crate) generation: u32,
     finish: Option<(Box<Message>, Bytes)>,
     /// Set when all rows are here: the state that they were read at.
@@ -99,7 +112,13 @@ impl Incoming {
 impl Transfers {
     /// None yet; numbers rise from here.
     pub(crate) fn starting_at(next: u64, now: Instant) -> Transfers {
-        Transfers { next, outgoing: BTreeMap::new(), pace: Pace { allowance: 0, filled_at: now } }
+        Transfers {
+            next,
+            outgoing: BTreeMap::new(),
+            pace: Pace { allowance: 0, filled_at: now },
+            resting: Vec::new(),
+            served_at: Instant::ZERO,
+        }
     }
 
     /// What is being sent of a group; of several the one that is furthest.
@@ -235,8 +254,17 @@ impl Node {
         }
     }
 
+    /// Something is done for a client here.
+    pub(crate) fn note_served(&mut self, now: Instant) {
+        self.transfers.served_at = now;
+    }
+
     /// Sends what had to wait for its time.
     pub(crate) fn pace_transfers(&mut self, now: Now) {
+        let rested: Vec<_> = self.transfers.resting.extract_if(.., |(until, _, _)| *until <= now.instant).collect();
+        for (_, to, taken) in rested {
+            self.send(to, taken);
+        }
         self.transfers.pace.refill(self.control.move_bytes_per_second, now.instant);
         let waits = |(_, outgoing): &(&u64, &Outgoing)| outgoing.ready.is_some() && !outgoing.under_way;
         let waiting: Vec<u64> = self.transfers.outgoing.iter().filter(waits).map(|(transfer, _)| *transfer).collect();
@@ -325,13 +353,15 @@ impl Node {
             }
             let generation = replica.next_generation;
             replica.next_generation += 1;
-            replica.incoming = Some(Incoming { from, transfer, next_number: 0, generation, finish: None, complete: None });
+            replica.incoming =
+                Some(Incoming { from, transfer, next_number: 0, chunk_at: now.instant, generation, finish: None, complete: None });
         }
         let Some(incoming) = replica.incoming.as_mut().filter(|i| i.from == from && i.transfer == transfer && i.next_number == number)
         else {
             return self.send(from, refusal);
         };
         incoming.next_number += 1;
+        incoming.chunk_at = now.instant;
         incoming.finish = finish;
         let generation = incoming.generation;
         self.out.store.push(StoreJob::InstallRows { replica: key, generation, first, chunk: bytes });
@@ -343,11 +373,16 @@ impl Node {
         let taken =
             PeerMessage::SnapshotTaken { group: key.group, transfer: incoming.transfer, number: incoming.next_number - 1, accepted };
         let from = incoming.from;
+        let took = now.instant.saturating_since(incoming.chunk_at);
         let finish = incoming.finish.take();
         if !accepted {
             replica.incoming = None;
             self.out.store.push(StoreJob::AbortInstall { replica: key, generation });
             return self.send(from, taken);
+        }
+        if finish.is_none() && now.instant.saturating_since(self.transfers.served_at) < SERVING_FOR {
+            let rest = (took * RESTS_PER_CHUNK).min(REST_MAX);
+            return self.transfers.resting.push((now.instant + rest, from, taken));
         }
         if let Some((message, state)) = finish {
             // Raft must hear of no snapshot but of the one whose rows are here: it could not be undone.
