@@ -7,7 +7,7 @@ use crate::http::join::{decode_answer, encode_request};
 use bytes::Bytes;
 use flotilla_node::control::ControlState;
 use flotilla_node::request::JoinRequest;
-use flotilla_types::ClusterId;
+use flotilla_types::{ClusterId, NodeId};
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
@@ -125,8 +125,18 @@ pub async fn introduce(target: &str, request: &JoinRequest) -> io::Result<()> {
     timeout(LOOK_TIME_MAX, told).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(|_| ())
 }
 
-/// The cluster that one of `targets` belongs to, if any of them can say so soon.
-pub async fn cluster_of(targets: &[String]) -> Option<(String, ClusterId)> {
+/// What one of `targets` says of its cluster.
+pub struct Look {
+    /// Which of them.
+    pub target: String,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Where the asking node is reached, as far as that one knows.
+    pub own_peer: Option<String>,
+}
+
+/// What the first of `targets` says that can do so soon, to a node with data.
+pub async fn look(targets: &[String], node: NodeId) -> Option<Look> {
     let look = async {
         for target in targets {
             let asked = timeout(LOOK_TIME_MAX / 2, exchange(target, "GET", "/v1/cluster?timeout=1s", &[])).await;
@@ -134,7 +144,10 @@ pub async fn cluster_of(targets: &[String]) -> Option<(String, ClusterId)> {
                 && let Ok(serde_json::Value::Object(status)) = serde_json::from_slice(&body)
                 && let Some(cluster) = status.get("cluster_id").and_then(|id| id.as_str()?.parse().ok())
             {
-                return Some((target.clone(), cluster));
+                let nodes = status.get("nodes").and_then(serde_json::Value::as_array).into_iter().flatten();
+                let is_own = |entry: &&serde_json::Value| entry["id"].as_str() == Some(&node.to_string());
+                let own_peer = nodes.filter(is_own).find_map(|entry| entry["peer"].as_str().map(str::to_owned));
+                return Some(Look { target: target.clone(), cluster, own_peer });
             }
         }
         None
@@ -181,7 +194,6 @@ fn parse(answer: &[u8]) -> Option<HttpAnswer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flotilla_types::NodeId;
     use tokio::net::TcpListener;
 
     fn request() -> JoinRequest {

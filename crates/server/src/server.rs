@@ -10,7 +10,7 @@ use crate::error::chain;
 use crate::file_limit;
 use crate::handle::{DoorLimits, DriverStats, NodeHandle, Shared};
 use crate::http::{self, HttpOptions};
-use crate::join::{self, JoinError};
+use crate::join::{self, JoinError, Look};
 use crate::mailbox::{Inbox, Mailbox};
 use crate::peer::{self, LinkOptions, Links};
 use crate::threads::{LogThread, Readers, StoreThread};
@@ -322,12 +322,21 @@ async fn become_member(
         )));
     }
     if let Some(cluster) = identity.cluster {
-        if let Some((target, other)) = join::cluster_of(&config.join).await
-            && other != cluster
-        {
+        let seen = join::look(&config.join, identity.node).await;
+        if let Some(Look { target, cluster: other, .. }) = seen.as_ref().filter(|seen| seen.cluster != cluster) {
             return Err(ServerError::Mismatch(format!(
                 "data-dir {path} belongs to cluster {cluster}, but {target} of --join to cluster {other}: correct --join, or give an empty data-dir to join that one"
             )));
+        }
+        // As it was when this node last ran, and as it is now.
+        let last = identity.last_control().ok().flatten().and_then(|state| Some(state.nodes.get(&identity.node)?.profile.peer.clone()));
+        let own = profile(&identity.name).peer;
+        for address in last.into_iter().chain(seen.and_then(|seen| seen.own_peer)).filter(|address| *address != own) {
+            if peer::runs_at(&address, cluster, identity.node).await {
+                return Err(ServerError::Mismatch(format!(
+                    "data-dir {path} is a copy: its node runs at {address}, and two nodes of one id would lose data; give an empty data-dir to join as another node"
+                )));
+            }
         }
         return Ok(Member { log, recovered, identity, birth: Birth::Restarted });
     }

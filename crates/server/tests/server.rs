@@ -5,6 +5,7 @@ mod servers;
 
 use flotilla_server::{Birth, ServerConfig, Settings};
 use servers::{Server, config, on_one_thread, start};
+use std::path::Path;
 use std::time::Duration;
 
 async fn refused(config: ServerConfig) -> String {
@@ -145,7 +146,14 @@ fn nodes_are_drained_and_removed_and_told_so() {
         assert!(removed.contains(r#""state":"removed""#), "{removed}");
         let words = third.last_words().await;
         assert!(words.contains("was removed from the cluster: its data may be wiped"), "{words}");
-        let again = start(join("n3")).await.expect("it does not know yet");
+        // Its threads end a moment later than it, and let go of the data-dir then.
+        let again = loop {
+            match start(join("n3")).await {
+                Ok(again) => break again,
+                Err(error) => assert!(error.to_string().contains("in use by another process"), "it does not know yet: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         assert!(again.last_words().await.contains("was removed from the cluster"));
         for key in ["a", "b", "c", "d", "e", "f"] {
             assert_eq!(fourth.ask_until(200, "GET", &format!("/v1/kv/{key}"), "").await, key);
@@ -191,6 +199,18 @@ fn nodes_find_each_other_when_all_addresses_have_changed() {
     });
 }
 
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy_files(&from, &to);
+        } else {
+            std::fs::copy(from, to).expect("a file");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_start_says_why_in_one_line() {
     on_one_thread(async |folder| {
@@ -225,6 +245,9 @@ fn what_cannot_start_says_why_in_one_line() {
         other.stop().await;
         let elsewhere = refused(config(&dir("other"), |s| s.join = Some(url.clone()))).await;
         assert!(elsewhere.contains(&format!("belongs to cluster {cluster}")), "{elsewhere}");
+        copy_files(&dir("n1"), &dir("copy"));
+        let copied = refused(config(&dir("copy"), |_| ())).await;
+        assert!(copied.contains("is a copy: its node runs at"), "{copied}");
         let renamed = refused(config(&dir("other"), |s| s.name = Some("n8".to_owned()))).await;
         assert!(renamed.contains("is that of node n9"), "{renamed}");
         std::fs::remove_dir_all(dir("other").join("log")).expect("a log");

@@ -56,6 +56,8 @@ pub enum Answer {
     Removed,
     /// The dialed node is the one that was meant, and waits to be taken into a cluster.
     Joining,
+    /// The dialing node has the id of the dialed one.
+    Yourself,
 }
 
 /// Why a handshake failed.
@@ -160,6 +162,7 @@ impl Answer {
             }
             Answer::Removed => body.put_u8(2),
             Answer::Joining => body.put_u8(3),
+            Answer::Yourself => body.put_u8(4),
         }
         body
     }
@@ -179,6 +182,7 @@ impl Answer {
             }
             2 => Ok(Answer::Removed),
             3 => Ok(Answer::Joining),
+            4 => Ok(Answer::Yourself),
             other => Err(DecodeError::Invalid("answer", u64::from(other))),
         }
     }

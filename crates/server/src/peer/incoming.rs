@@ -104,6 +104,7 @@ async fn greet(links: &Links, mut stream: TcpStream, from: SocketAddr) {
                 verdict = Err(format!("node {} was removed from the cluster", hello.node));
                 Answer::Removed
             }
+            Err(_) if hello.node == options.node && hello.to == options.node && hello.cluster == options.cluster => Answer::Yourself,
             Ok(format) => Answer::Accepted { format: *format },
             Err(reason) => Answer::Refused { reason: reason.clone() },
         };

@@ -24,7 +24,7 @@ mod socket;
 mod tests;
 
 pub use incoming::listen;
-pub use reach::answer_while_joining;
+pub use reach::{answer_while_joining, runs_at};
 pub use socket::bind;
 
 use crate::answer_bytes::no_room;

@@ -318,6 +318,7 @@ async fn connect(links: &Links, shared: &Shared, address: &str) -> Result<Rc<Tcp
         Ok(Ok(Answer::Removed)) => Err(NotConnected::Removed),
         // It is a member already, and about to learn it.
         Ok(Ok(Answer::Joining)) => Err(NotConnected::Refused),
+        Ok(Ok(Answer::Yourself)) => Err(NotConnected::Unwanted("it has this node's own id: a copy of the data-dir runs there".to_owned())),
         Ok(Ok(Answer::Accepted { format })) if (handshake::LINK_FORMATS.0..=handshake::LINK_FORMATS.1).contains(&format) => {
             Ok(Rc::new(stream))
         }

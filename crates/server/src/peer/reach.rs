@@ -2,11 +2,13 @@
 //! member holds copies that nobody can send anything to.
 //!
 //! The member that is asked to take it in dials it; the joiner, which has no cluster yet, answers that it is joining.
+//!
+//! And whether a node runs already when a second one starts on a copy of its data-dir: both would vote with one id.
 
 use super::handshake::{self, Answer, Hello};
 use super::{Links, socket};
 use flotilla_node::message::Channel;
-use flotilla_types::NodeId;
+use flotilla_types::{ClusterId, NodeId};
 use std::io;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -14,6 +16,8 @@ use tokio::time::timeout;
 
 /// How long a joiner waits for the hello of whoever has connected; others wait meanwhile.
 const GREETING_TIME_MAX: Duration = Duration::from_millis(500);
+/// How long a node that starts asks whether it runs already.
+const RUNS_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long a member tries to reach a joiner.
 const REACH_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -37,6 +41,26 @@ pub async fn answer_while_joining(listener: &TcpListener, node: NodeId) {
             tracing::debug!("a connection while joining: {error}");
         }
     }
+}
+
+/// Whether a node of this id runs at `address`.
+pub async fn runs_at(address: &str, cluster: ClusterId, node: NodeId) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        socket::tune(&stream).ok()?;
+        let hello = Hello {
+            formats: handshake::LINK_FORMATS,
+            cluster,
+            node,
+            to: node,
+            incarnation: 0,
+            number: 0,
+            channel: Channel::Main,
+            address: None,
+        };
+        handshake::dial(&mut stream, &hello).await.ok()
+    };
+    matches!(timeout(RUNS_TIME_MAX, ask).await, Ok(Some(Answer::Yourself)))
 }
 
 impl Links {
@@ -73,7 +97,7 @@ impl Links {
             // It became a member in the meantime: the same join was asked of two members.
             Ok(Answer::Accepted { .. }) => Ok(()),
             Ok(Answer::Refused { reason }) => Err(reason),
-            Ok(Answer::Removed) => Err("another cluster's node".to_owned()),
+            Ok(Answer::Removed | Answer::Yourself) => Err("another cluster's node".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
