@@ -75,6 +75,53 @@ pub(crate) enum InstallStage {
 /// Where the state machine stands at the indexes named for comparison (decision 11).
 pub(crate) type Checkpoints = BTreeMap<LogIndex, BTreeMap<ReplicaId, u64>>;
 
+/// What a leader does for clients, in reads; a mean over some ten seconds.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    /// Done since the last measurement.
+    done: u64,
+    /// Since when it is measured, and when it was last.
+    measured: Option<(Instant, Instant)>,
+    /// In thousandths a second.
+    milli_per_second: u64,
+}
+
+impl Load {
+    /// Of a write, in reads: about what either costs the leader's processor.
+    pub(crate) const WRITE: u64 = 4;
+    const MEAN_OVER: Duration = Duration::from_secs(10);
+    const TOLD_AFTER: Duration = Duration::from_secs(30);
+
+    pub(crate) fn add(&mut self, reads: u64) {
+        self.done += reads;
+    }
+
+    /// To be called now and then; begins anew when the replica begins to lead.
+    pub(crate) fn measure(&mut self, leads: bool, now: Instant) {
+        let done = std::mem::take(&mut self.done);
+        let Some((since, last)) = self.measured.filter(|_| leads) else {
+            (self.measured, self.milli_per_second) = (leads.then_some((now, now)), 0);
+            return;
+        };
+        let elapsed_ms = now.saturating_since(last).as_millis() as u64;
+        if elapsed_ms == 0 {
+            self.done = done;
+            return;
+        }
+        let share = elapsed_ms.min(Self::MEAN_OVER.as_millis() as u64);
+        let rate = done.saturating_mul(1_000_000) / elapsed_ms;
+        let over = Self::MEAN_OVER.as_millis() as u64;
+        self.milli_per_second = (self.milli_per_second * (over - share) + rate * share) / over;
+        self.measured = Some((since, now));
+    }
+
+    /// In reads a second; `None` as long as too little is known.
+    pub(crate) fn get(&self, now: Instant) -> Option<u64> {
+        let (since, _) = self.measured?;
+        (now.saturating_since(since) >= Self::TOLD_AFTER).then_some(self.milli_per_second / 1_000)
+    }
+}
+
 /// One group's copy on this node. Invariants:
 /// - `proposed` rises in term, and in index within a term (a later term may begin further back, where
 ///   another leader cut this one's entries off); everything at or before `applied` has been answered;
@@ -128,6 +175,7 @@ pub(crate) struct Replica {
     pub(crate) diverged: bool,
     /// When the leader's node was lost and this replica should campaign in its place.
     pub(crate) campaign_at: Option<Instant>,
+    pub(crate) load: Load,
     pub(crate) expiry: Expiry,
     pub(crate) scrub: Scrub,
 }
@@ -164,6 +212,7 @@ impl Replica {
             ticks_to_skip: 0,
             diverged: false,
             campaign_at: None,
+            load: Load::default(),
             expiry: Expiry::default(),
             scrub: Scrub::new(now),
         }

@@ -47,6 +47,7 @@ impl Report {
             out.write_bool(led.change_pending);
             out.put_u64_le(led.record_epoch);
             out.put_u64_le(led.bytes);
+            out.put_u64_le(led.load.map_or(u64::MAX, |load| load.min(u64::MAX - 1)));
             encode_scrub(&led.scrub, &mut out);
             out.write_bool(led.sending.is_some());
             if let Some(Sending { to, bytes_done, elapsed }) = led.sending {
@@ -73,7 +74,7 @@ impl Report {
             .map(|_| Ok(ReplicaKey { group: GroupId(r.u32("group")?), replica: ReplicaId(r.u64("replica")?) }))
             .collect::<Result<_, DecodeError>>()?;
         let mut groups = BTreeMap::new();
-        for _ in 0..r.count(56, "groups led")? {
+        for _ in 0..r.count(64, "groups led")? {
             let group = GroupId(r.u32("group")?);
             let led = GroupReport {
                 leader: NodeId(r.u64("leader")?),
@@ -81,6 +82,7 @@ impl Report {
                 change_pending: r.bool("change pending")?,
                 record_epoch: r.u64("record epoch")?,
                 bytes: r.u64("bytes")?,
+                load: Some(r.u64("load")?).filter(|load| *load != u64::MAX),
                 scrub: decode_scrub(r)?,
                 sending: if r.bool("snapshot under way")? { Some(decode_sending(r)?) } else { None },
                 membership: Membership::decode(r)?,

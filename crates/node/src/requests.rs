@@ -9,7 +9,7 @@ use crate::effect::ReplyTo;
 use crate::event::{Now, Ticket};
 use crate::message::{Forward, PeerMessage};
 use crate::node::{Node, NodeConfig};
-use crate::replica::{ReadOf, Waiter, WaitingRead};
+use crate::replica::{Load, ReadOf, Waiter, WaitingRead};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use flotilla_types::{GroupId, Instant, Key, NodeId, Outcome, PlantedFault, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -188,6 +188,7 @@ impl Node {
             self.note_served(now.instant);
         }
         let Some(replica) = self.replicas.get_mut(&group) else { return };
+        replica.load.add(if request.is_write() { Load::WRITE } else { 1 });
         match request {
             Request::Get { key } => {
                 replica.reads_new.push(WaitingRead { waiter, of: ReadOf::Key(key) });

@@ -214,6 +214,7 @@ impl Node {
                     change_pending: false,
                     record_epoch: 0,
                     bytes: replica.bytes,
+                    load: None,
                     scrub: if replica.is_leader() { self.scrub_report(replica) } else { ScrubReport::default() },
                     sending: self.transfers.sending(*group, now.instant),
                 };

@@ -218,6 +218,10 @@ impl Node {
         // Given up here but still wanted: asked for again after a restart too, when only the tombstone tells.
         let given_up = self.tombstones.iter().filter(|key| matches!(self.control.standing(**key), Standing::Wanted(_)));
         self.supervision.reseeds.extend(given_up);
+        for replica in self.replicas.values_mut() {
+            let leads = replica.is_leader();
+            replica.load.measure(leads, now.instant);
+        }
         let report = self.make_report(now.instant);
         let encoded = report.encode();
         for voter in self.control_voters() {
@@ -237,6 +241,7 @@ impl Node {
             change_pending: replica.change_pending(),
             record_epoch: self.control.groups.get(&replica.key.group).map_or(0, |record| record.epoch),
             bytes: replica.bytes,
+            load: replica.load.get(now),
             scrub: self.scrub_report(replica),
             sending: self.transfers.sending(replica.key.group, now),
         };

@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the ignored scale test prints how long planning takes")]
 #![expect(clippy::print_stdout, reason = "the timing is printed for whoever measures")]
 
-use flotilla_node::placement::{Electorate, NodeWeight, assign, assign_leaders};
+use flotilla_node::placement::{Electorate, NodeWeight, assign, assign_leaders, exchange_for_load};
 use flotilla_types::{GroupId, NodeId, Rng};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -183,4 +183,29 @@ proptest! {
         let changed = leaders.iter().filter(|(g, n)| electorates[g].present != Some(**n)).count();
         prop_assert!(changed <= 2 * above + count, "{changed} changed, {above} were above");
     }
+}
+
+#[test]
+fn busy_leaders_are_exchanged_until_it_is_not_worth_it() {
+    let nodes: BTreeMap<NodeId, u32> = (1..=3).map(|node| (NodeId(node), 100)).collect();
+    let voters: Vec<NodeId> = nodes.keys().copied().collect();
+    let mut groups: BTreeMap<GroupId, Electorate> = (1..=12)
+        .map(|group| (GroupId(group), Electorate { voters: voters.clone(), present: Some(NodeId(u64::from(group) % 3 + 1)) }))
+        .collect();
+    // Two hot shards on one node, the rest lukewarm.
+    let loads: BTreeMap<GroupId, u64> = groups.keys().map(|group| (*group, if matches!(group.0, 3 | 6) { 3_000 } else { 100 })).collect();
+    let sum = |groups: &BTreeMap<GroupId, Electorate>, node: u64| -> u64 {
+        groups.iter().filter(|(_, e)| e.present == Some(NodeId(node))).map(|(group, _)| loads[group]).sum()
+    };
+    assert_eq!(sum(&groups, 1), 6_200);
+    let mut exchanges = 0;
+    while let Some(exchange) = exchange_for_load(&nodes, &groups, &loads) {
+        for (group, leader) in exchange {
+            groups.get_mut(&group).expect("a group").present = Some(leader);
+        }
+        exchanges += 1;
+    }
+    let led = |node| groups.values().filter(|e| e.present == Some(NodeId(node))).count();
+    assert_eq!((exchanges, [1, 2, 3].map(led)), (1, [4, 4, 4]), "one exchange, and each leads as many as before");
+    assert_eq!([1, 2, 3].map(|node| sum(&groups, node)).iter().max(), Some(&3_300));
 }

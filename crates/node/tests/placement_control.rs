@@ -228,6 +228,7 @@ impl Cluster {
                         record_epoch,
                         bytes: 0,
                         scrub: Default::default(),
+                        load: None,
                         sending: None,
                     },
                 );

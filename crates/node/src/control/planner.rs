@@ -24,7 +24,7 @@
 use super::command::ControlCommand;
 use super::reconcile::is_settled;
 use super::state::{ControlState, GroupRecord, NodeState, Rebalancing, Removal};
-use crate::placement::{Electorate, NodeWeight, assign, assign_leaders};
+use crate::placement::{Electorate, NodeWeight, assign, assign_leaders, exchange_for_load};
 use crate::scrub::ScrubReport;
 use flotilla_types::{GroupId, Membership, NodeId, ReplicaId, Term};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +67,8 @@ pub struct GroupReport {
     pub record_epoch: u64,
     /// How many bytes the group holds.
     pub bytes: u64,
+    /// What its leader has to do for clients, in reads a second (a write counts as four); `None`: it leads too short a time to say.
+    pub load: Option<u64>,
     /// Its scrubs. Nothing is planned by them.
     pub scrub: ScrubReport,
     /// The snapshot that its leader sends, if it sends one.
@@ -83,6 +85,9 @@ pub struct Sending {
     /// For how long.
     pub elapsed: Duration,
 }
+
+/// Below this load of all shards, in reads a second, nobody is busy.
+const LOAD_MIN: u64 = 1_000;
 
 /// How much may happen at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,6 +325,16 @@ impl<'a> Planner<'a> {
         voters_next - quorum_next < left.saturating_sub(quorum) || quorum_next < quorum.min(2)
     }
 
+    /// What each shard's leader has to do, if all are where they should be and know, and it is worth a look.
+    fn loads(&self, shards: &BTreeMap<GroupId, Electorate>) -> Option<BTreeMap<GroupId, u64>> {
+        let of = |(group, electorate): (&GroupId, &Electorate)| {
+            let report = self.observed.groups.get(group).filter(|report| Some(report.leader) == electorate.present)?;
+            Some((*group, report.load?))
+        };
+        let loads: BTreeMap<GroupId, u64> = shards.iter().map(of).collect::<Option<_>>()?;
+        (shards.len() + 1 == self.state.groups.len() && loads.values().sum::<u64>() >= LOAD_MIN).then_some(loads)
+    }
+
     fn lead(&self, untouched: &BTreeSet<GroupId>) -> Vec<ControlCommand> {
         let nodes: BTreeMap<NodeId, u32> =
             self.state.members().filter(|(_, r)| r.state == NodeState::Active).map(|(node, r)| (node, r.profile.weight.max(1))).collect();
@@ -334,6 +349,11 @@ impl<'a> Planner<'a> {
         let (control, shards): (BTreeMap<_, _>, BTreeMap<_, _>) =
             self.state.groups.iter().filter(open).map(|(g, r)| (*g, electorate(r))).partition(|(g, _)| *g == GroupId::CONTROL);
         let mut leaders = assign_leaders(&nodes, &shards);
+        if leaders.iter().all(|(group, node)| shards[group].present == Some(*node))
+            && let Some(exchange) = self.loads(&shards).and_then(|loads| exchange_for_load(&nodes, &shards, &loads))
+        {
+            leaders.extend(exchange);
+        }
         leaders.extend(assign_leaders(&nodes, &control));
         let changed = |(group, node): (GroupId, NodeId)| {
             let record = &self.state.groups[&group];

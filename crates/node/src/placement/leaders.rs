@@ -38,6 +38,49 @@ pub fn assign_leaders(nodes: &BTreeMap<NodeId, u32>, groups: &BTreeMap<GroupId, 
     leading.led.iter().flat_map(|(node, led)| led.iter().map(|group| (*group, *node))).collect()
 }
 
+/// Of the mean, in per cent, how busy the busiest node must be for an exchange.
+const BUSY_PERCENT: u64 = 130;
+/// Of the busiest node's load, in per cent, what an exchange must take off it.
+const GAIN_PERCENT: u64 = 10;
+
+/// Two groups whose leaders should change places: each node leads as many as before, and the busiest one's load gets nearer to
+/// the others'. `None` if no exchange is worth it. `loads` is what each group's leader has to do, in any unit.
+pub fn exchange_for_load(
+    nodes: &BTreeMap<NodeId, u32>,
+    groups: &BTreeMap<GroupId, Electorate>,
+    loads: &BTreeMap<GroupId, u64>,
+) -> Option<[(GroupId, NodeId); 2]> {
+    // By weight, so that a node with half of the weight counts as busy with half of the load.
+    let weight = |node: &NodeId| u64::from(nodes.get(node).copied().unwrap_or(0).max(1));
+    let load = |group: &GroupId| loads.get(group).copied().unwrap_or(0);
+    let mut sums: BTreeMap<NodeId, u64> = nodes.keys().map(|node| (*node, 0)).collect();
+    for (group, electorate) in groups {
+        *sums.get_mut(&electorate.present?)? += load(group);
+    }
+    let busy = |node: &NodeId, sum: u64| sum.saturating_mul(1_000) / weight(node);
+    let mean = sums.values().sum::<u64>().saturating_mul(1_000) / nodes.keys().map(weight).sum::<u64>().max(1);
+    let (hot, hot_sum) = sums.iter().map(|(node, sum)| (*node, *sum)).max_by_key(|(node, sum)| (busy(node, *sum), *node))?;
+    if busy(&hot, hot_sum) * 100 <= mean * BUSY_PERCENT {
+        return None;
+    }
+    let led_by = |node: NodeId| groups.iter().filter(move |(_, electorate)| electorate.present == Some(node));
+    let mut best: Option<(u64, [(GroupId, NodeId); 2])> = None;
+    for (heavy, theirs) in led_by(hot) {
+        for (light, ours) in groups.iter().filter(|(light, _)| load(light) < load(heavy)) {
+            let cold = ours.present?;
+            if cold == hot || !theirs.voters.contains(&cold) || !ours.voters.contains(&hot) || !nodes.contains_key(&cold) {
+                continue;
+            }
+            let shift = load(heavy) - load(light);
+            let after = busy(&hot, hot_sum - shift).max(busy(&cold, sums[&cold] + shift));
+            if best.is_none_or(|(least, _)| after < least) {
+                best = Some((after, [(*heavy, cold), (*light, hot)]));
+            }
+        }
+    }
+    best.filter(|(after, _)| after * 100 <= busy(&hot, hot_sum) * (100 - GAIN_PERCENT)).map(|(_, exchange)| exchange)
+}
+
 struct Leading<'a> {
     weights: BTreeMap<NodeId, u64>,
     groups: &'a BTreeMap<GroupId, Electorate>,

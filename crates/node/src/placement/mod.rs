@@ -3,16 +3,16 @@
 //!
 //! - [`ring`]: the consistent-hash ring that proposes;
 //! - [`spread`]: bounded load and zones on top of it, with the fewest moves;
-//! - [`leaders`]: even preferred leaders.
+//! - [`leaders`]: even preferred leaders, and exchanges where some are much busier than others.
 //!
-//! Left out: load measured in bytes or requests. Shards are slices of the same hash space, so counts
-//! are a good first measure, and they do not swing with traffic.
+//! Left out: copies by bytes or requests. Shards are slices of the same hash space, so counts
+//! are a good measure, and they do not swing with traffic; a leader costs nothing to move.
 
 pub mod leaders;
 pub mod ring;
 pub mod spread;
 mod targets;
 
-pub use leaders::{Electorate, assign_leaders};
+pub use leaders::{Electorate, assign_leaders, exchange_for_load};
 pub use ring::Ring;
 pub use spread::{NodeWeight, assign};
