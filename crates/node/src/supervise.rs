@@ -201,16 +201,11 @@ impl Node {
 
     // ---- reports and the plan ----
 
-    fn control_voters(&self) -> Vec<NodeId> {
-        let record = self.control.groups.get(&GroupId::CONTROL);
-        record.map(|record| record.voters.iter().map(|member| member.node).collect()).unwrap_or_default()
-    }
-
     pub(crate) fn leads_control(&self) -> bool {
         self.replicas.get(&GroupId::CONTROL).is_some_and(Replica::is_leader)
     }
 
-    /// Tells the control group's voters how this node is.
+    /// Tells whoever may plan how this node is.
     fn report(&mut self, now: Now) {
         if self.first_new_replica.is_none() && self.knows_control_now() {
             self.first_new_replica = Some(self.control.next_replica);
@@ -224,7 +219,7 @@ impl Node {
         }
         let report = self.make_report(now.instant);
         let encoded = report.encode();
-        for voter in self.control_voters() {
+        for voter in self.control.planners() {
             if voter == self.identity.node {
                 self.supervision.reports.insert(voter, (now.instant, report.clone()));
             } else if self.link_is_up(voter) {
@@ -551,7 +546,7 @@ impl Node {
             |replica: &Replica| replica.leaderless_since.is_some_and(|since| now.instant.saturating_since(since) > ORPHAN_AFTER);
         let orphaned = |replica: &Replica| outside(replica) || leaderless(replica);
         let orphans: Vec<ReplicaKey> = self.replicas.values().filter(|replica| orphaned(replica)).map(|replica| replica.key).collect();
-        let asked = self.control_voters();
+        let asked = self.control.planners();
         for key in orphans {
             if self.control.standing(key) == Standing::Removed {
                 self.remove_replica(key);

@@ -467,6 +467,13 @@ impl ControlState {
         self.groups.get(&group)
     }
 
+    /// The nodes that may lead the control group: its wanted voters, and those that have not left it yet, one of which leads it
+    /// until the others have caught up.
+    pub fn planners(&self) -> BTreeSet<NodeId> {
+        let record = self.groups.get(&GroupId::CONTROL);
+        record.map(|record| record.voters.iter().chain(record.going()).map(|member| member.node).collect()).unwrap_or_default()
+    }
+
     /// What is to become of a replica. The question of one that has heard no leader for long.
     pub fn standing(&self, key: ReplicaKey) -> Standing {
         let Some(record) = self.groups.get(&key.group) else { return Standing::Unknown };

@@ -53,6 +53,18 @@ fn a_repeated_join_gets_the_same_answer_and_a_taken_name_is_refused() {
     assert_eq!(state.apply(&add(3, "b", None)).answer, ControlAnswer::Refused(taken));
 }
 
+/// Else the leader on the old node hears nobody, and takes all nodes for dead.
+#[test]
+fn whoever_leads_while_the_control_group_moves_is_reported_to() {
+    let mut state = newborn();
+    state.apply(&add(2, "b", None));
+    state.apply(&set(&state.clone(), 0, &[2], &[]));
+    assert_eq!(state.planners(), [NodeId(1), NodeId(2)].into());
+    let (expected_epoch, left) = (state.groups[&GroupId::CONTROL].epoch, state.groups[&GroupId::CONTROL].leaving[0].replica);
+    state.apply(&ControlCommand::ConfirmLeft { group: GroupId::CONTROL, expected_epoch, replicas: vec![left] });
+    assert_eq!(state.planners(), [NodeId(2)].into());
+}
+
 #[test]
 fn a_replaced_node_is_removed_for_ever_and_its_name_is_free() {
     let mut state = newborn();
