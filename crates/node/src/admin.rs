@@ -6,8 +6,8 @@
 //! a time, since what is safe by itself may not be so behind another that is not applied yet.
 
 use crate::control::{
-    Change, ControlAnswer, ControlCommand, ControlState, GroupReport, NodeHealth, NodeState, Observed, Rebalancing, Refusal, Removal,
-    preview,
+    Change, ControlAnswer, ControlCommand, ControlState, GroupRecord, GroupReport, NodeHealth, NodeState, Observed, Rebalancing, Refusal,
+    Removal, preview,
 };
 use crate::event::Now;
 use crate::node::Node;
@@ -15,7 +15,7 @@ use crate::replica::Waiter;
 use crate::request::{Failure, FailureReason, Reply};
 use bytes::Bytes;
 use flotilla_types::wire::DecodeError;
-use flotilla_types::{GroupId, LogIndex, NodeId, ShardId, Term};
+use flotilla_types::{GroupId, LogIndex, Membership, NodeId, ShardId, Term};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -412,13 +412,12 @@ impl Node {
 
     /// Whether a dead node may be forgotten: every group that it is in must go on without it.
     fn can_lose(&self, node: NodeId, name: &str, observed: &Observed) -> Result<(), Refused> {
-        let is_up = |node: NodeId| down_for(observed, node).is_none();
-        let goes_on = |report: &GroupReport| {
-            is_up(report.leader) && report.leader != node && report.membership.is_quorum(|_, voter| voter != node && is_up(voter))
+        let is_there = |other: NodeId| other != node && down_for(observed, other).is_none();
+        let goes_on = |group: &GroupId| {
+            observed.groups.get(group).is_some_and(|report| needs_none_but(&self.control.groups[group], report, is_there))
         };
         let holds = self.control.replicas_on(node).map(|(key, _)| key.group);
-        let stuck: Vec<String> =
-            holds.filter(|group| !observed.groups.get(group).is_some_and(goes_on)).map(|group| group.to_string()).collect();
+        let stuck: Vec<String> = holds.filter(|group| !goes_on(group)).map(|group| group.to_string()).collect();
         if stuck.is_empty() {
             return Ok(());
         }
@@ -514,11 +513,58 @@ impl Node {
     }
 }
 
+/// Whether a group can do with these nodes: as its leader reported it, and at every step from there to what is wanted, which it may
+/// have taken since. A leader that works towards an older wish may go anywhere.
+fn needs_none_but(record: &GroupRecord, report: &GroupReport, is_there: impl Fn(NodeId) -> bool) -> bool {
+    let wanted = Membership::of_voters(record.voters.iter().copied());
+    let goes_on = |membership: &Membership| membership.is_quorum(|_, voter| is_there(voter));
+    report.record_epoch == record.epoch && is_there(report.leader) && goes_on(&report.membership) && goes_on(&wanted)
+}
+
 /// For how many seconds a node is down; `None`: it is up.
 fn down_for(observed: &Observed, node: NodeId) -> Option<u64> {
     match observed.nodes.get(&node) {
         Some(NodeHealth::Up) => None,
         Some(NodeHealth::Down { for_time }) => Some(for_time.as_secs()),
         None => Some(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_types::{Member, ReplicaId};
+
+    fn members(nodes: &[u64]) -> Vec<Member> {
+        nodes.iter().map(|node| Member { replica: ReplicaId(*node), node: NodeId(*node) }).collect()
+    }
+
+    fn without(removed: u64, present: &[u64], wanted: &[u64], up: &[u64]) -> bool {
+        let record =
+            GroupRecord { epoch: 7, voters: members(wanted), learners: vec![], leaving: vec![], lost: vec![], preferred_leader: None };
+        let report = GroupReport {
+            leader: NodeId(present[0]),
+            term: Term(2),
+            membership: Membership::of_voters(members(present)),
+            change_pending: false,
+            record_epoch: 7,
+            bytes: 0,
+            load: None,
+            scrub: Default::default(),
+            sending: None,
+        };
+        let is_there = |node: NodeId| node.0 != removed && up.contains(&node.0);
+        let older = GroupReport { record_epoch: 6, ..report.clone() };
+        assert!(!needs_none_but(&record, &older, is_there), "it may become anything");
+        needs_none_but(&record, &report, is_there)
+    }
+
+    #[test]
+    fn a_node_is_forgotten_only_where_what_its_groups_become_can_do_without_it() {
+        assert!(without(3, &[1, 2, 3], &[1, 2, 3], &[1, 2]));
+        assert!(!without(3, &[1, 2, 3], &[1, 2, 3], &[1]), "no majority is left");
+        assert!(!without(1, &[1, 2, 3], &[1, 2, 3], &[2, 3]), "its leader is the one");
+        assert!(without(4, &[1, 2, 3], &[1, 2, 4], &[1, 2, 3]), "a move that was under way to it");
+        assert!(!without(2, &[1], &[2], &[1]), "the only voter goes to it, and may be there by now");
     }
 }
