@@ -80,6 +80,8 @@ pub struct Group {
     /// The last `Ready` that changed term or vote, and the last one with entries or a snapshot.
     vote_number: u64,
     log_number: u64,
+    /// The leader's request to take over, while this replica may not campaign yet.
+    campaign_asked: Option<Message>,
     /// Snapshots being installed: number of the `Ready`, index.
     installing: VecDeque<(u64, u64)>,
     /// Ticks so far, and at which of them a follower that is probed was last sent to on a heartbeat's answer.
@@ -137,6 +139,7 @@ impl Group {
             number_persisted: 0,
             vote_number: 0,
             log_number: 0,
+            campaign_asked: None,
             installing: VecDeque::new(),
             ticks: 0,
             resumed: BTreeMap::new(),
@@ -209,6 +212,9 @@ impl Group {
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
         validate::check(&self.raw.raft, &message)?;
         if message.kind() == MessageKind::CampaignNow && !self.may_campaign() {
+            // Something of the log is on its way to the disk, a commit mark at least: the leader that hands over waits for an
+            // election timeout before it goes on, so this must not be dropped.
+            self.campaign_asked = Some(message);
             return Ok(());
         }
         if message.kind() == MessageKind::HeartbeatAnswer && self.would_repeat_probe(&message) {
@@ -417,8 +423,22 @@ impl Group {
         }
         self.number_persisted = number;
         self.raw.on_persist_ready(number);
+        self.campaign_if_asked();
         while let Some((_, index)) = self.installing.pop_front_if(|(of, _)| *of <= number) {
             self.on_applied(LogIndex(index));
+        }
+    }
+
+    /// Campaigns as a leader asked for that hands over, if that had to wait for the disk and is of use still.
+    fn campaign_if_asked(&mut self) {
+        if self.campaign_asked.is_none() || !self.may_campaign() {
+            return;
+        }
+        if let Some(message) = self.campaign_asked.take().filter(|message| message.term() == self.term()) {
+            let before = self.standing();
+            // The library takes it or leaves it.
+            let _ = self.raw.step(message.0);
+            self.redraw_if_changed(before);
         }
     }
 
