@@ -13,6 +13,8 @@ pub struct ClusterView {
     pub replicas_wanted: usize,
     /// How many shards there are.
     pub shards_total: usize,
+    /// The control group.
+    pub control: ControlView,
     /// The members.
     pub nodes: Vec<NodeView>,
     /// The shards, in order.
@@ -25,6 +27,16 @@ pub struct ClusterView {
     pub seen_by: String,
     /// See `seen_by`.
     pub authoritative: bool,
+}
+
+/// The group that knows the members and where everything is to be.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ControlView {
+    /// The node that leads it, if one is known.
+    pub leader: Option<String>,
+    /// The nodes that vote in it.
+    pub voters: Vec<String>,
 }
 
 /// One member.

@@ -76,6 +76,12 @@ impl Connection {
         }
     }
 
+    /// A header of the last answer; looked for only when it is asked for. `name` is in lower case and ends with a colon.
+    pub fn header(&self, name: &[u8]) -> Option<&[u8]> {
+        let head = &self.buffer[..memmem::find(&self.buffer[..self.end], b"\r\n\r\n")?];
+        head.split(|&byte| byte == b'\n').skip(1).find_map(|line| header(line.trim_ascii_end(), name))
+    }
+
     /// The bytes of the body of `answer`, which must be the last one given.
     pub fn body<'a>(&'a self, answer: &'a Answer) -> &'a [u8] {
         match &answer.body {

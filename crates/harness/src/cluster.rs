@@ -101,14 +101,22 @@ impl Cluster {
         self.nodes[at].1 = None;
     }
 
+    /// Sends a signal to node `at`, if it runs.
+    pub fn signal(&self, at: usize, signal: i32) {
+        if let Some(process) = &self.nodes[at].1 {
+            process.signal(signal);
+        }
+    }
+
     /// kill -9 of all, the signals sent before any death is awaited.
     pub fn kill_all(&mut self) {
-        for (_, process) in self.nodes.iter().filter(|(_, process)| process.is_some()) {
-            process.as_ref().expect("just filtered").signal(libc::SIGKILL);
-        }
-        for at in 0..self.nodes.len() {
-            self.kill(at);
-        }
+        self.kill_some(&(0..self.nodes.len()).collect::<Vec<_>>());
+    }
+
+    /// The same of these.
+    pub fn kill_some(&mut self, places: &[usize]) {
+        places.iter().for_each(|at| self.signal(*at, libc::SIGKILL));
+        places.iter().for_each(|at| self.kill(*at));
     }
 
     /// Starts those that do not run, and waits until all is as at the start.

@@ -4,7 +4,7 @@
 
 use crate::cluster::{Cluster, flags};
 use crate::kill::{own_copies_line, verdict_line};
-use crate::power::run;
+use crate::networks::{HTTP_PORT, Networks, PEER_PORT};
 use crate::verify::{Verdict, expectations, verify, verify_own_copies};
 use crate::wire::{Wire, WriteEnd};
 use crate::writers::{WriterPlan, Writers};
@@ -20,8 +20,6 @@ const NODE_COUNT: usize = 3;
 /// What a request to the node that is cut off is given, and what it may take beyond that.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_GRACE_MS: f64 = 1000.0;
-const HTTP_PORT: u16 = 7070;
-const PEER_PORT: u16 = 7071;
 
 /// How the run goes.
 #[derive(Clone, Debug)]
@@ -102,92 +100,6 @@ impl CutOffReport {
         );
         lines.extend(self.refusals.first().cloned());
         lines
-    }
-}
-
-/// Networks joined by a bridge; taken away when dropped. Names bear the process id, so that two runs
-/// do not meet.
-#[derive(Debug)]
-pub struct Networks {
-    names: Vec<String>,
-    bridge: String,
-    subnet: u8,
-}
-
-impl Networks {
-    /// Makes `count` of them.
-    ///
-    /// # Errors
-    /// If a command fails; root is needed.
-    pub fn create(count: usize) -> anyhow::Result<Networks> {
-        let id = std::process::id();
-        let (bridge, subnet) = (format!("fb{id}"), (id % 200) as u8 + 20);
-        let networks = Networks { names: (0..count).map(|at| format!("f{id}n{at}")).collect(), bridge, subnet };
-        let bridge = networks.bridge.as_str();
-        run("ip", &["link", "add", bridge, "type", "bridge"])?;
-        run("ip", &["addr", "add", &format!("10.77.{subnet}.1/24"), "dev", bridge])?;
-        run("ip", &["link", "set", bridge, "up"])?;
-        for (at, name) in networks.names.iter().enumerate() {
-            let outside = networks.link(at);
-            run("ip", &["netns", "add", name])?;
-            run("ip", &["link", "add", &outside, "type", "veth", "peer", "name", "eth0", "netns", name])?;
-            run("ip", &["link", "set", &outside, "master", bridge, "up"])?;
-            let inside = |words: &[&str]| run("ip", &[&["-n", name.as_str()][..], words].concat());
-            inside(&["addr", "add", &format!("{}/24", networks.address(at)), "dev", "eth0"])?;
-            inside(&["link", "set", "eth0", "up"])?;
-            inside(&["link", "set", "lo", "up"])?;
-        }
-        Ok(networks)
-    }
-
-    /// The address of the node in network `at`.
-    pub fn address(&self, at: usize) -> std::net::Ipv4Addr {
-        [10, 77, self.subnet, 10 + at as u8].into()
-    }
-
-    /// What is put before a command to run it in network `at`.
-    pub fn wrapper(&self, at: usize) -> [String; 4] {
-        ["ip".to_owned(), "netns".to_owned(), "exec".to_owned(), self.names[at].clone()]
-    }
-
-    /// Drops everything between `at` and the others, both ways, silently; clients on the bridge still reach it.
-    ///
-    /// # Errors
-    /// If a command fails.
-    pub fn cut_off(&self, at: usize) -> anyhow::Result<()> {
-        self.rules(at, "-A")
-    }
-
-    /// Takes the cut back.
-    ///
-    /// # Errors
-    /// If a command fails.
-    pub fn heal(&self, at: usize) -> anyhow::Result<()> {
-        self.rules(at, "-D")
-    }
-
-    fn rules(&self, at: usize, action: &str) -> anyhow::Result<()> {
-        for other in (0..self.names.len()).filter(|other| *other != at) {
-            let address = self.address(other).to_string();
-            run("ip", &["netns", "exec", &self.names[at], "iptables", action, "INPUT", "-s", &address, "-j", "DROP"])?;
-            run("ip", &["netns", "exec", &self.names[at], "iptables", action, "OUTPUT", "-d", &address, "-j", "DROP"])?;
-        }
-        Ok(())
-    }
-
-    fn link(&self, at: usize) -> String {
-        format!("{}v{at}", self.bridge)
-    }
-}
-
-impl Drop for Networks {
-    fn drop(&mut self) {
-        // As far as they were made.
-        for (at, name) in self.names.iter().enumerate() {
-            let _ = run("ip", &["link", "del", &self.link(at)]);
-            let _ = run("ip", &["netns", "del", name]);
-        }
-        let _ = run("ip", &["link", "del", &self.bridge]);
     }
 }
 

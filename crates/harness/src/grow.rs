@@ -3,6 +3,7 @@
 
 use crate::cluster::{Cluster, loopback_specs};
 use crate::kill::verdict_line;
+use crate::operator::spread;
 use crate::real_data::packages;
 use crate::verify::{Expected, Verdict, verify};
 use crate::wire::Wire;
@@ -351,12 +352,6 @@ async fn view(client: &flotilla::client::Client) -> anyhow::Result<ClusterView> 
 /// Which node has a copy of which shard.
 fn copies(view: &ClusterView) -> BTreeSet<(u64, String)> {
     view.shards.iter().flat_map(|shard| shard.replicas.iter().map(|replica| (shard.id, replica.node.clone()))).collect()
-}
-
-/// The fewest and the most of something that a member has.
-fn spread(view: &ClusterView, of: impl Fn(&flotilla::cluster_view::NodeView) -> Option<u64>) -> Option<(u64, u64)> {
-    let counts: Vec<u64> = view.members().filter_map(of).collect();
-    Some((*counts.iter().min()?, *counts.iter().max()?))
 }
 
 /// How many snapshots these nodes have installed since they started.

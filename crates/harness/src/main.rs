@@ -2,7 +2,7 @@
 //! `--json`; it exits with 1 if the store broke a promise.
 #![allow(clippy::disallowed_methods, reason = "outside of the core: clocks, files and processes are what this is about")]
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
@@ -13,6 +13,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Breaks real clusters on purpose, and measures them.
 #[derive(Debug, Parser)]
@@ -206,8 +207,23 @@ fn main() -> anyhow::Result<ExitCode> {
     };
     let folder = temporary.as_ref().map_or_else(|| harness.dir.clone().unwrap_or_default(), |folder| folder.path().to_path_buf());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let fine = tokio::task::LocalSet::new().block_on(&runtime, run(harness.run, harness.json, &binary, &folder))?;
+    // Whoever is interrupted must still stop its nodes and take its networks and disks away.
+    let fine = tokio::task::LocalSet::new().block_on(&runtime, async {
+        tokio::select! {
+            fine = run(harness.run, harness.json, &binary, &folder) => fine,
+            interrupted = interrupted() => interrupted.and_then(|()| bail!("interrupted")),
+        }
+    })?;
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Ends when the program is asked to end.
+async fn interrupted() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 /// Says whether the store kept its promises.

@@ -25,6 +25,8 @@ pub struct Reply {
     pub status: u16,
     /// Whether it says `Flotilla-Outcome: not-applied`.
     pub not_applied: bool,
+    /// The version that its `ETag` names.
+    pub version: Option<u64>,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -105,7 +107,9 @@ impl Wire {
         };
         let answer =
             tokio::time::timeout(bound, connection.exchange(&self.buffer)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-        let reply = Reply { status: answer.status, not_applied: answer.not_applied, body: connection.body(&answer).to_vec() };
+        let tag = connection.header(b"etag:").and_then(|tag| std::str::from_utf8(tag).ok());
+        let version = tag.and_then(|tag| tag.trim_matches('"').parse().ok());
+        let reply = Reply { status: answer.status, not_applied: answer.not_applied, version, body: connection.body(&answer).to_vec() };
         if answer.keep_alive {
             self.connection = Some(connection);
         }
