@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fuzzing", &["types", "consensus", "storage", "node", "api", "server", "flotilla"]),
     ("sim", &["types", "storage", "node", "consensus"]),
     ("flotilla", &["types", "storage", "node", "api", "server"]),
-    ("harness", &["types", "api", "node", "server", "flotilla"]),
+    ("harness", &["types", "api", "node", "server", "flotilla", "sim"]),
 ];
 
 /// Crates whose code may hold no clock, thread, socket, file, environment or unseeded chance.

@@ -8,6 +8,7 @@
 pub mod binary;
 pub mod browser;
 pub mod bulk;
+pub mod churn;
 pub mod cluster;
 pub mod compare_etcd;
 pub mod cut_off;

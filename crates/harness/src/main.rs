@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, compare_etcd, cut_off, damage, dashboard, expiry, grow, idle, kill, once, power, pressure, real_data,
-    restart, scan_load, weather,
+    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, grow, idle, kill, once, power, pressure,
+    real_data, restart, scan_load, weather,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -102,6 +102,29 @@ enum Run {
         keys: u64,
         #[arg(long, value_parser = parse_duration, default_value = "2m")]
         keys_ttl: Duration,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Nodes join, leave and are forced out, and fail in every way meanwhile (root).
+    Churn {
+        #[arg(long, value_parser = parse_duration, default_value = "10m")]
+        duration: Duration,
+        #[arg(long, default_value_t = 5)]
+        nodes: usize,
+        #[arg(long, default_value_t = 16)]
+        clients: u32,
+        #[arg(long, default_value_t = 36)]
+        keys: u32,
+        #[arg(long, value_parser = parse_duration, default_value = "20ms")]
+        think_time: Duration,
+        #[arg(long, default_value_t = 20_000)]
+        ballast_keys: u64,
+        #[arg(long, value_parser = parse_duration, default_value = "4s")]
+        change_every: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "3s")]
+        fault_every: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "2m")]
+        rest_time_max: Duration,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -264,6 +287,23 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
         Run::Expiry { duration, event_every, clients, keys, keys_ttl, seed } => {
             let plan = expiry::ExpiryPlan { duration, event_every, clients, keys, keys_ttl, seed };
             let report = expiry::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Churn { duration, nodes, clients, keys, think_time, ballast_keys, change_every, fault_every, rest_time_max, seed } => {
+            let plan = churn::ChurnPlan {
+                duration,
+                nodes,
+                clients,
+                keys,
+                think_time,
+                ballast_keys,
+                change_every,
+                fault_every,
+                rest_time_max,
+                seed,
+            };
+            let report = churn::run(binary, folder, &plan).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.is_fine())
         }
