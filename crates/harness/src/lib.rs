@@ -20,6 +20,7 @@ pub mod idle;
 pub mod keyspace;
 pub mod kill;
 pub mod memory;
+pub mod moves;
 pub mod networks;
 pub mod once;
 pub mod operator;

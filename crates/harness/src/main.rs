@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, grow, idle, kill, once, power, pressure,
+    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, grow, idle, kill, moves, once, power, pressure,
     real_data, restart, scan_load, weather,
 };
 use serde::Serialize;
@@ -125,6 +125,24 @@ enum Run {
         fault_every: Duration,
         #[arg(long, value_parser = parse_duration, default_value = "2m")]
         rest_time_max: Duration,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Replicas on the move, while the nodes they leave, those they come to and the controller are killed.
+    Moves {
+        #[arg(long, default_value_t = 60)]
+        rounds: usize,
+        #[arg(long, default_value_t = 5)]
+        nodes: usize,
+        #[arg(long, default_value_t = 24_000)]
+        ballast_keys: u64,
+        /// What each node may send of replicas on the move.
+        #[arg(long, default_value_t = 8 << 20)]
+        bytes_per_second: u64,
+        #[arg(long, value_parser = parse_duration, default_value = "60s")]
+        rest_time_max: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "200ms")]
+        think_time: Duration,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -304,6 +322,12 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
                 seed,
             };
             let report = churn::run(binary, folder, &plan).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Moves { rounds, nodes, ballast_keys, bytes_per_second, rest_time_max, think_time, seed } => {
+            let plan = moves::MovesPlan { rounds, nodes, ballast_keys, bytes_per_second, rest_time_max, think_time, seed };
+            let report = moves::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.is_fine())
         }
