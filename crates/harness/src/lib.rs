@@ -15,6 +15,7 @@ pub mod cut_off;
 pub mod damage;
 pub mod dashboard;
 pub mod expiry;
+pub mod gaps;
 pub mod grow;
 pub mod idle;
 pub mod keyspace;

@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, grow, idle, kill, moves, once, power, pressure,
-    real_data, restart, scan_load, weather,
+    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, gaps, grow, idle, kill, moves, once, power,
+    pressure, real_data, restart, scan_load, weather,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -145,6 +145,15 @@ enum Run {
         think_time: Duration,
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// How long each shard acknowledges no write when a node is stopped, and when one is killed.
+    Gaps {
+        #[arg(long, default_value_t = 20)]
+        stops: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "4s")]
+        window: Duration,
+        #[arg(long, value_parser = parse_duration, default_value = "0ms")]
+        think_time: Duration,
     },
     /// A node cut off from the others (root).
     CutOff {
@@ -328,6 +337,12 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
         Run::Moves { rounds, nodes, ballast_keys, bytes_per_second, rest_time_max, think_time, seed } => {
             let plan = moves::MovesPlan { rounds, nodes, ballast_keys, bytes_per_second, rest_time_max, think_time, seed };
             let report = moves::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::Gaps { stops, window, think_time } => {
+            let plan = gaps::GapsPlan { stops, window, think_time };
+            let report = gaps::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.is_fine())
         }
