@@ -21,6 +21,7 @@ pub mod idle;
 pub mod keyspace;
 pub mod kill;
 pub mod memory;
+pub mod move_cost;
 pub mod moves;
 pub mod networks;
 pub mod once;

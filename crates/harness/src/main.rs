@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use flotilla::text::parse_duration;
 use flotilla_harness::{
-    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, gaps, grow, idle, kill, moves, once, power,
-    pressure, real_data, restart, scan_load, weather,
+    binary::flotilla_binary, bulk, churn, compare_etcd, cut_off, damage, dashboard, expiry, gaps, grow, idle, kill, move_cost, moves, once,
+    power, pressure, real_data, restart, scan_load, weather,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -154,6 +154,27 @@ enum Run {
         window: Duration,
         #[arg(long, value_parser = parse_duration, default_value = "0ms")]
         think_time: Duration,
+    },
+    /// What it costs clients that a gigabyte moves.
+    MoveCost {
+        #[arg(long, default_value_t = 250_000)]
+        ballast_keys: u64,
+        #[arg(long, default_value_t = 4 << 10)]
+        ballast_value_bytes: usize,
+        /// Nodes that join three others.
+        #[arg(long, default_value_t = 2)]
+        joining: usize,
+        #[arg(long, default_value_t = 64)]
+        clients: usize,
+        #[arg(long, default_value_t = 10_000)]
+        keys: u64,
+        #[arg(long, default_value_t = 256)]
+        value_bytes: usize,
+        #[arg(long, value_parser = parse_duration, default_value = "30s")]
+        quiet: Duration,
+        /// What each node may send of replicas on the move; else the cluster's own limit.
+        #[arg(long)]
+        bytes_per_second: Option<u64>,
     },
     /// A node cut off from the others (root).
     CutOff {
@@ -343,6 +364,13 @@ async fn run(run: Run, json: bool, binary: &Path, folder: &Path) -> anyhow::Resu
         Run::Gaps { stops, window, think_time } => {
             let plan = gaps::GapsPlan { stops, window, think_time };
             let report = gaps::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
+            show(&report, &report.lines(), json)?;
+            Ok(report.is_fine())
+        }
+        Run::MoveCost { ballast_keys, ballast_value_bytes, joining, clients, keys, value_bytes, quiet, bytes_per_second } => {
+            let plan =
+                move_cost::MoveCostPlan { ballast_keys, ballast_value_bytes, joining, clients, keys, value_bytes, quiet, bytes_per_second };
+            let report = move_cost::run(binary, folder, &plan, |line| eprintln!("{line}")).await?;
             show(&report, &report.lines(), json)?;
             Ok(report.is_fine())
         }
