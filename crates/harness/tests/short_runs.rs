@@ -2,7 +2,8 @@
 #![allow(clippy::disallowed_methods, reason = "real processes and files")]
 
 use flotilla_harness::{
-    binary::flotilla_binary, browser, bulk, damage, dashboard, expiry, kill, once, pressure, real_data, scan_load, weather,
+    binary::flotilla_binary, browser, bulk, damage, dashboard, expiry, gaps, kill, move_cost, moves, once, pressure, real_data, scan_load,
+    weather,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -99,6 +100,47 @@ fn pressure_costs_a_bounded_memory_and_small_requests_are_served() {
     };
     let report = with_folder(async |binary, folder| pressure::run(binary, folder, &plan).await);
     assert!(report.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn moves_end_though_nodes_are_killed() {
+    let plan = moves::MovesPlan {
+        rounds: 2,
+        nodes: 4,
+        ballast_keys: 1_000,
+        bytes_per_second: 8 << 20,
+        rest_time_max: Duration::from_secs(60),
+        think_time: Duration::from_millis(100),
+        seed: 1,
+    };
+    let report = with_folder(async |binary, folder| moves::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
+    assert!(report.is_fine(), "{:#?}", report.lines());
+}
+
+#[test]
+fn nothing_is_lost_when_a_node_is_stopped_or_killed_under_a_closed_loop() {
+    let plan = gaps::GapsPlan { stops: 1, window: Duration::from_secs(2), think_time: Duration::from_millis(10) };
+    let report = with_folder(async |binary, folder| gaps::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
+    // The bars are for a release build on a machine that does nothing else.
+    assert!(report.verdict.is_fine() && report.stopped.away.count == 64 && report.killed.away.count == 64, "{:#?}", report.lines());
+}
+
+#[test]
+fn what_moves_is_measured_beside_the_load() {
+    let plan = move_cost::MoveCostPlan {
+        ballast_keys: 500,
+        ballast_value_bytes: 4 << 10,
+        joining: 1,
+        clients: 8,
+        keys: 100,
+        value_bytes: 256,
+        quiet: Duration::from_secs(1),
+        bytes_per_second: None,
+    };
+    let report = with_folder(async |binary, folder| move_cost::run(binary, folder, &plan, |line| eprintln!("{line}")).await);
+    let went_on = |part: &move_cost::Part| part.reads_per_second > 0.0 && part.writes_per_second > 0.0 && part.failed == 0;
+    assert!(went_on(&report.quiet) && went_on(&report.after) && report.copies == 48, "{:#?}", report.lines());
+    assert!(report.bytes_moved > 1 << 20, "{:#?}", report.lines());
 }
 
 #[test]
