@@ -222,12 +222,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &GapsPlan, say: impl Fn(Str
     for client in clients {
         client.await.context("a client panicked")?;
     }
-    // A key of which nobody knows may hold either of two values.
-    let written = load.written.borrow();
-    let expected = written.iter().filter(|(_, (_, unknown))| !unknown).map(|((client, place), (number, _))| {
-        (key_of(&load.tags, *client, *place), Expected::Value(value_of(*client, *number, VALUE_BYTES)))
-    });
-    let expected: Vec<_> = expected.collect();
+    let expected = load.expected();
     let verdict = verify(&cluster.addresses(), &Rc::new(expected), false).await;
     ended.extend(cluster.unexpectedly_ended());
     cluster.stop();
@@ -271,6 +266,16 @@ impl Load {
     /// For each shard, the longest time within these moments in which nothing of it was acknowledged.
     fn gaps_ms(&self, from: Instant, to: Instant) -> Vec<f64> {
         self.acknowledged.iter().map(|acks| longest_gap(&acks.borrow(), from, to).as_secs_f64() * 1e3).collect()
+    }
+
+    /// What must be there. A key of which nobody knows may hold either of two values.
+    fn expected(&self) -> Vec<(Vec<u8>, Expected)> {
+        let written = self.written.borrow();
+        let known = written.iter().filter(|(_, (_, unknown))| !unknown);
+        let expect = |((client, place), (number, _)): (&(u32, u32), &(u32, bool))| {
+            (key_of(&self.tags, *client, *place), Expected::Value(value_of(*client, *number, VALUE_BYTES)))
+        };
+        known.map(expect).collect()
     }
 
     /// Only one time's moments are kept.
