@@ -47,13 +47,16 @@ pub struct Variant {
     pub family: Option<Family>,
     /// Scrubs are switched off.
     pub without_scrubs: bool,
+    /// Another size than the seed says: machines and shards.
+    pub size: Option<(usize, u32)>,
 }
 
 /// Whether a planted fault is what makes a seed fail: it does with it and does not without. One that the nodes
 /// are to heal must make it fail only where scrubs, which are to find it, are switched off.
 pub fn finds(seed: u64, fault: PlantedFault) -> bool {
     let family = Some(Family::of(fault));
-    let fails = |plant, without_scrubs| run_seed(seed, Variant { plant, family, without_scrubs }, Lines::Dropped).violation.is_some();
+    let fails =
+        |plant, without_scrubs| run_seed(seed, Variant { plant, family, without_scrubs, size: None }, Lines::Dropped).violation.is_some();
     match fault.is_to_be_healed() {
         true => !fails(Some(fault), false) && fails(Some(fault), true),
         false => fails(Some(fault), false) && !fails(None, false),
@@ -80,21 +83,29 @@ pub fn catch_panics() {
     }));
 }
 
+/// Runs something of the world; a panic in it is a violation.
+pub(crate) fn guarded(run: impl FnOnce() -> Option<Violation>) -> Option<Violation> {
+    RUNNING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    RUNNING.set(false);
+    result.unwrap_or_else(|_| {
+        let text = PANIC.with(|panic| panic.borrow_mut().take()).unwrap_or_else(|| "somewhere".to_owned());
+        Some(Violation::new("no panic", text))
+    })
+}
+
 /// Runs one seed.
 pub fn run_seed(seed: u64, variant: Variant, lines: Lines) -> Outcome {
     let mut scenario = Scenario::draw(seed, variant.plant, variant.family);
     if variant.without_scrubs {
         scenario.node.scrub_bytes_per_second = 0;
     }
+    if let Some((hosts, shards)) = variant.size {
+        (scenario.hosts, scenario.shards, scenario.replicas, scenario.grows) = (hosts, shards, 3, hosts > 1);
+    }
     let family = scenario.family;
     let mut world = World::new(seed, scenario, lines);
-    RUNNING.set(true);
-    let result = catch_unwind(AssertUnwindSafe(|| world.run()));
-    RUNNING.set(false);
-    let violation = result.unwrap_or_else(|_| {
-        let text = PANIC.with(|panic| panic.borrow_mut().take()).unwrap_or_else(|| "somewhere".to_owned());
-        Some(Violation::new("no panic", text))
-    });
+    let violation = guarded(|| world.run());
     Outcome {
         seed,
         family,

@@ -12,15 +12,18 @@
 //! Left out: threads (each is a queue here, and interleaves by the seed), sockets and their
 //! handshakes, the doors, and a full disk.
 
+pub mod ambush;
 pub mod campaign;
 pub mod checkers;
 pub mod clock;
 pub mod coverage;
+pub mod fleet;
 pub mod history;
 pub mod host;
 mod injection;
 #[cfg(test)]
 mod lone_copy;
+pub mod moves;
 pub mod network;
 mod process;
 pub mod queue;
@@ -28,5 +31,7 @@ mod scans;
 pub mod scenario;
 pub mod trace;
 mod verdict;
+#[cfg(test)]
+mod wiped_voter;
 pub mod workload;
 pub mod world;

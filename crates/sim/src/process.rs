@@ -30,6 +30,8 @@ use std::time::Duration;
 
 /// Raft messages of one direction that may come again after a reconnect.
 const REPEATS_MAX: usize = 8;
+/// From so many machines on they are spread over ten zones, and expected to hold the same but for one copy.
+pub(crate) const LARGE: usize = 30;
 
 impl World {
     // ---- starting ----
@@ -155,7 +157,7 @@ impl World {
             http: Some(format!("{}:7070", host.name)),
             peer: format!("{}:7071", host.name),
             resp: None,
-            zone: format!("z{}", number % 3),
+            zone: format!("z{}", number % if self.hosts.len() < LARGE { 3 } else { 10 }),
             weight: 1,
             formats: Formats { min: boot::FORMAT, max: boot::FORMAT },
         }
@@ -273,6 +275,7 @@ impl World {
         let scrubs_were = std::mem::replace(&mut running.scrubs_whole, stats.scrubs_whole);
         self.trace.note(self.now, "turn", &[number as u64, count as u64], || format!("n{}: {count} events", number + 1));
         self.remark_groups(number);
+        self.ambush_turn(number);
         for (group, term, replica) in views {
             if let Err(violation) = self.leaders.observe(group, term, replica) {
                 self.note_violation(violation);
@@ -379,9 +382,15 @@ impl World {
         let mut frames: BTreeMap<(HostNumber, Stream), BytesMut> = BTreeMap::new();
         let mut larges: Vec<(Pipe, Option<GroupId>, Bytes)> = Vec::new();
         for (node, message) in messages {
+            self.ambush_message(&message);
             let Some(to) = (0..self.hosts.len()).find(|to| *to != number && self.network.peer_of(number, *to) == Some(node)) else {
                 continue;
             };
+            if let PeerMessage::Raft { group, .. } | PeerMessage::SnapshotChunk { group, .. } = &message
+                && self.deaf == Some((*group, to))
+            {
+                continue;
+            }
             let raft = if let PeerMessage::Raft { group, message } = &message { Some((*group, message)) } else { None };
             if let Some((group, raft)) = raft
                 && self.loss.0 > self.now
@@ -446,7 +455,11 @@ impl World {
         let mut busy = (0, false);
         let mut failed = None;
         let mut seen = Vec::new();
+        let mut written = Vec::new();
         while let Some(job) = running.log_queue.pop_front() {
+            if self.ambush.is_some() {
+                written.extend(job.batch.records.iter().cloned());
+            }
             for record in &job.batch.records {
                 match record {
                     LogRecord::Purge { .. } => seen.push(Capability::Purge),
@@ -464,6 +477,7 @@ impl World {
         }
         running.log_busy = Some(busy);
         seen.into_iter().for_each(|capability| self.coverage.capability(capability, now));
+        written.iter().for_each(|record| self.ambush_record(record));
         if let Some(error) = failed {
             return self.stopped(number, &format!("the log cannot be written: {error}"));
         }
@@ -528,6 +542,7 @@ impl World {
                 let replicas: Vec<ReplicaKey> = groups.iter().map(|group| group.replica).collect();
                 replicas.into_iter().for_each(|replica| self.observe_hash(&store, replica));
             }
+            self.ambush_store(&event);
             if let StoreEvent::SnapshotInstalled { state: Some(_), .. } = &event {
                 self.coverage.capability(Capability::Snapshot, self.now);
             }

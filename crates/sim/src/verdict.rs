@@ -10,7 +10,7 @@ use crate::coverage::Fault;
 use crate::history::{KeyNumber, Moment};
 use crate::host::Process;
 use crate::network::HostNumber;
-use crate::process::read_state;
+use crate::process::{LARGE, read_state};
 use crate::workload::{TTL_MAX, Workload};
 use crate::world::{Happening, Load, World};
 use bytes::Bytes;
@@ -58,7 +58,7 @@ impl World {
     }
 
     /// Waits until the cluster is at rest.
-    fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         let began = self.now;
         loop {
             self.run_until(self.now + Duration::from_millis(500));
@@ -69,6 +69,10 @@ impl World {
                 Some((control, wanted)) => {
                     let mut amiss = convergence::amiss(&wanted, &seen(self));
                     amiss.extend(members_amiss(self, &control));
+                    amiss.extend(self.ambush_amiss());
+                    if amiss.is_empty() {
+                        amiss = leftover_rows(self);
+                    }
                     amiss
                 }
                 None => vec!["nobody leads the control group".to_owned()],
@@ -79,7 +83,9 @@ impl World {
             if amiss.is_empty() {
                 return;
             }
-            self.take_back_operators();
+            if self.ambush.is_none() {
+                self.take_back_operators();
+            }
             if self.now.since(began) > REST_MAX {
                 return self.note_violation(convergence::violation(&amiss, self.now.since(began)));
             }
@@ -139,7 +145,7 @@ impl World {
     }
 
     /// A write to every shard, then a read of every key; each must succeed.
-    fn last_load(&mut self) {
+    pub(crate) fn last_load(&mut self) {
         if self.violation.is_some() {
             return;
         }
@@ -181,7 +187,7 @@ impl World {
         }
     }
 
-    fn check(&mut self) -> Result<(), Violation> {
+    pub(crate) fn check(&mut self) -> Result<(), Violation> {
         let operations = self.history.told();
         let keys: BTreeSet<KeyNumber> = operations.iter().map(|o| o.key).collect();
         exactly_once::check_answers(&operations)?;
@@ -288,14 +294,24 @@ fn members_amiss(world: &World, control: &ControlState) -> Vec<String> {
         if record.voters.len() + record.learners.len() < copies && *group != GroupId::CONTROL {
             amiss.push(format!("{group} is wanted in {} copies, not {copies}", record.voters.len() + record.learners.len()));
         }
-        if !record.leaving.is_empty() {
-            amiss.push(format!("{group} has replicas leaving: {:?}", record.leaving));
+        if record.going().next().is_some() {
+            let going: Vec<_> = record.going().collect();
+            amiss.push(format!("{group} has replicas leaving: {going:?}"));
+        }
+    }
+    if world.hosts.len() >= LARGE {
+        let mut held: BTreeMap<NodeId, usize> = members.iter().map(|node| (*node, 0)).collect();
+        let shards = control.groups.iter().filter(|(group, _)| **group != GroupId::CONTROL);
+        shards.flat_map(|(_, record)| record.wanted()).for_each(|member| *held.entry(member.node).or_default() += 1);
+        let (least, most) = (held.values().min().copied().unwrap_or(0), held.values().max().copied().unwrap_or(0));
+        if most - least > 1 {
+            amiss.push(format!("nodes hold from {least} to {most} copies"));
         }
     }
     amiss
 }
 
-fn views(world: &World) -> Vec<(HostNumber, GroupView)> {
+pub(crate) fn views(world: &World) -> Vec<(HostNumber, GroupView)> {
     let mut views = Vec::new();
     for (number, host) in world.hosts.iter().enumerate() {
         if let Some(Process::Running(running)) = &host.process {
@@ -303,6 +319,27 @@ fn views(world: &World) -> Vec<(HostNumber, GroupView)> {
         }
     }
     views
+}
+
+/// Generations in the stores that are not in force: what a snapshot that was given up, or a replica that is gone, left behind.
+fn leftover_rows(world: &World) -> Vec<String> {
+    let views = views(world);
+    let mut leftover = BTreeMap::new();
+    for (number, host) in world.hosts.iter().enumerate() {
+        let here = views.iter().filter(|(at, _)| *at == number);
+        let in_force: BTreeSet<_> =
+            here.map(|(_, view)| layout::data_prefix(ReplicaKey { group: view.group, replica: view.replica }, view.generation)).collect();
+        for (key, _) in host.store.rows() {
+            if key[0] == layout::TABLE_DATA && !in_force.contains(&key[..layout::GENERATION_PREFIX_BYTES]) {
+                let generation = key.slice(..layout::GENERATION_PREFIX_BYTES);
+                *leftover.entry((number, generation)).or_insert(0) += 1;
+            }
+        }
+    }
+    let show = |((number, generation), count): ((HostNumber, Bytes), usize)| {
+        format!("n{} holds {count} rows of {}, which is not in force", number + 1, generation.escape_ascii())
+    };
+    leftover.into_iter().map(show).collect()
 }
 
 fn seen(world: &World) -> Vec<ReplicaSeen> {

@@ -5,6 +5,7 @@
 //! [`crate::process`] is what a machine does, [`crate::injection`] what is done to it,
 //! [`crate::verdict`] how a run ends.
 
+use crate::ambush::Ambush;
 use crate::checkers::Violation;
 use crate::checkers::one_leader::Leaders;
 use crate::checkers::replica_agreement::Hashes;
@@ -69,6 +70,8 @@ pub(crate) enum Happening {
     Fault,
     /// A fault ends.
     End(Ending),
+    /// Whoever is to die in an ambush dies.
+    Strike,
 }
 
 /// Who waits for a ticket.
@@ -131,8 +134,16 @@ pub struct World {
     pub(crate) repeats: BTreeMap<(HostNumber, HostNumber), VecDeque<Bytes>>,
     /// What was last remarked of a group on a machine.
     pub(crate) shown: BTreeMap<(HostNumber, GroupId), String>,
+    /// A ticket that a test waits for, and the answer.
+    pub(crate) watched: Option<(u64, Option<Reply>)>,
+    /// A machine that nothing of this group reaches.
+    pub(crate) deaf: Option<(GroupId, HostNumber)>,
     /// When a disk was last lost.
     pub(crate) disk_lost: Option<Moment>,
+    /// A move that is watched, and who dies in it.
+    pub(crate) ambush: Option<Ambush>,
+    /// When all was as it should be again behind that.
+    pub(crate) at_rest_again: Option<Moment>,
 }
 
 impl World {
@@ -162,7 +173,11 @@ impl World {
             delay: (Moment(0), 0),
             repeats: BTreeMap::new(),
             shown: BTreeMap::new(),
+            watched: None,
+            deaf: None,
             disk_lost: None,
+            ambush: None,
+            at_rest_again: None,
             scenario,
         };
         if world.scenario.grows {
@@ -230,6 +245,7 @@ impl World {
             let Some((at, happening)) = self.queue.pop() else { break };
             self.now = at;
             self.happen(happening);
+            self.ambush_after();
         }
     }
 
@@ -251,6 +267,7 @@ impl World {
             Happening::GiveUp(ticket) => self.give_up(ticket),
             Happening::Fault => self.fault(),
             Happening::End(ending) => self.end_fault(ending),
+            Happening::Strike => self.strike(),
             // Planned for a process that is no more.
             _ => {}
         }
@@ -456,6 +473,9 @@ impl World {
     }
 
     fn replied(&mut self, ticket: u64, reply: &Reply) {
+        if let Some((_, answer)) = self.watched.as_mut().filter(|(watched, _)| *watched == ticket) {
+            *answer = Some(reply.clone());
+        }
         let Some((waiting, _)) = self.tickets.remove(&ticket) else { return };
         match waiting {
             Waiting::Client { operation, client } => {
