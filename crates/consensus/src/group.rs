@@ -563,6 +563,20 @@ impl Group {
         LogIndex(self.raw.raft.raft_log.first_index())
     }
 
+    /// The entries behind `index`, on disk or not, committed or not; `None` if they are not all in memory.
+    pub fn entries_after(&self, index: LogIndex) -> Option<Vec<Entry>> {
+        let log = &self.raw.raft.raft_log;
+        let (low, high) = (index.0 + 1, log.last_index() + 1);
+        if low < log.first_index() || log.unstable_snapshot().is_some() {
+            return None;
+        }
+        if low >= high {
+            return Some(Vec::new());
+        }
+        let entries = log.slice(low, high, None, GetEntriesContext::empty(false)).ok()?;
+        Some(entries.iter().map(entry_from_raft).collect())
+    }
+
     /// The membership as of the last change applied.
     pub fn membership(&self) -> &Membership {
         &self.membership

@@ -3,7 +3,7 @@
 
 use crate::cluster::{Cluster, loopback_specs};
 use crate::kill::quantile;
-use crate::operator::{Operator, moves_of};
+use crate::operator::Operator;
 use crate::scan_load::{ScanPlan, load as load_ballast};
 use crate::wire::{Wire, WriteEnd};
 use anyhow::{Context, ensure};
@@ -207,7 +207,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &MoveCostPlan, say: impl Fn
         if view.members().count() == cluster.len() && view.is_settled() {
             break;
         }
-        ensure!(Instant::now() < deadline, "still {} moves after {} s", moves_of(&view).len(), STEP_TIME_MAX.as_secs());
+        ensure!(Instant::now() < deadline, "still {} moves after {} s", view.moves.len(), STEP_TIME_MAX.as_secs());
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
     let moving_ended = mark(&cluster);

@@ -4,12 +4,12 @@
 
 use crate::cluster::{Cluster, flags, loopback_specs};
 use crate::kill::{own_copies_line, verdict_line};
-use crate::operator::{MoveView, Operator, describe, is_even, moves_of};
+use crate::operator::{Operator, describe, is_even};
 use crate::scan_load::{ScanPlan, load};
 use crate::verify::{Verdict, expectations, verify, verify_own_copies};
 use crate::writers::{WriterPlan, Writers};
 use anyhow::Context;
-use flotilla::cluster_view::ClusterView;
+use flotilla::cluster_view::{ClusterView, MoveView};
 use flotilla_types::Rng;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -262,7 +262,7 @@ async fn aim(operator: &mut Operator, wanted: &str, roles: &[Role], rng: &mut Rn
     let began = Instant::now();
     loop {
         let view = operator.view().await?;
-        let moves = moves_of(&view);
+        let moves = view.moves.clone();
         let suits = |one: &&MoveView| {
             let is_there = |role: &Role| match role {
                 Source => one.from.is_some(),

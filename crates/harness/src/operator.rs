@@ -4,7 +4,6 @@
 use crate::wire::{Reply, Wire};
 use anyhow::{Context, bail};
 use flotilla::cluster_view::{ClusterView, NodeView};
-use serde::Deserialize;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -18,24 +17,6 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(200);
 pub struct Operator {
     addresses: Vec<SocketAddr>,
     turn: usize,
-}
-
-/// A copy on its way, as `/v1/cluster` tells it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct MoveView {
-    /// The shard; `None` for the control group.
-    pub shard: Option<u64>,
-    /// The node it leaves.
-    pub from: Option<String>,
-    /// The node it comes to.
-    pub to: Option<String>,
-    /// How far it is, in a word.
-    pub phase: String,
-    /// Bytes sent, if they are.
-    pub bytes_done: Option<u64>,
-    /// Bytes to send.
-    pub bytes_total: u64,
 }
 
 impl Operator {
@@ -132,17 +113,12 @@ pub fn spread(view: &ClusterView, of: impl Fn(&NodeView) -> Option<u64>) -> Opti
     Some((*counts.iter().min()?, *counts.iter().max()?))
 }
 
-/// The moves under way.
-pub fn moves_of(view: &ClusterView) -> Vec<MoveView> {
-    view.moves.iter().filter_map(|value| serde_json::from_value(value.clone()).ok()).collect()
-}
-
 /// What is not as it should be, for a message.
 pub fn describe(view: &ClusterView) -> String {
     let node = |node: &NodeView| {
         format!("{} {} with {} copies, {} leaders", node.name, node.state, node.replicas.unwrap_or(0), node.leaders.unwrap_or(0))
     };
     let nodes: Vec<String> = view.members().map(node).collect();
-    let moves: Vec<String> = view.moves.iter().take(6).map(ToString::to_string).collect();
+    let moves: Vec<String> = view.moves.iter().take(6).map(|one| format!("{one:?}")).collect();
     format!("{}; {}; moves: {}", view.health().join("; "), nodes.join(", "), moves.join(" "))
 }

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a measurement ends when it cannot go on")]
 
 use flotilla_node::state_machine::{Applier, ApplyJob, GroupApply, MutationBatch, ReplicaState, StateMachineFaults, read};
+use flotilla_storage::store::layout::Filing;
 use flotilla_storage::store::{EngineOptions, EngineStore, StateStore, StoreView, layout};
 use flotilla_types::{
     Condition, Entry, EntryKind, GroupId, Key, LogIndex, Member, Membership, NodeId, ReplicaId, ReplicaKey, Rng, Term, Timestamp,
@@ -86,7 +87,9 @@ fn reads(store: &EngineStore) {
         }
         println!("{name:<28} {:>14} {:>14}", "", (cpu_ns("/proc/thread-self/schedstat") - before) / count);
     };
-    timed("read::get", &mut |key| drop(std::hint::black_box(read::get(store, replica(0), 1, key).unwrap())));
+    timed("read::get", &mut |key| {
+        drop(std::hint::black_box(read::get(store, replica(0), Filing { under: replica(0), generation: 1 }, key).unwrap()))
+    });
     timed("a get through a view", &mut |key| {
         let row = layout::key_row(replica(0), 1, key.as_bytes());
         drop(std::hint::black_box(store.view().unwrap().get(&row).unwrap()));

@@ -55,6 +55,11 @@ pub enum AdminAction {
         /// The node's name; `None`: any other that can.
         to: Option<String>,
     },
+    /// Groups that lost their quorum for good to go on with what is left ([`crate::recovery`]). Asked of any node.
+    Recover {
+        /// The id of the plan that was shown; acting takes it.
+        plan: Option<String>,
+    },
     /// How balancing goes; what is `None` stays as it is.
     SetRebalancing {
         /// Whether moves for the sake of balance rest.
@@ -257,6 +262,8 @@ impl Node {
             AdminAction::Undrain { node } => self.judge_undrain(node, now),
             AdminAction::MoveLeader { shard, to } => self.judge_leader(*shard, to.as_deref(), now),
             AdminAction::SetRebalancing { paused, bytes_per_second } => Ok(self.judge_rebalancing(*paused, *bytes_per_second)),
+            // The node that is asked sees to it, and forwards nothing.
+            AdminAction::Recover { .. } => Err(unsafe_step("a recovery is not judged by the control group")),
         };
         judged.unwrap_or_else(Judgement::Answer)
     }
@@ -508,7 +515,7 @@ impl Node {
                 let task = NodeTask { plan: Some(changes.into_iter().map(planned).collect()), ..self.node_task(id, now) };
                 json(AdminVerdict::Done, &task)
             }
-            (AdminAction::MoveLeader { .. }, other) => unreachable!("a leader is moved by its group's record, not by {other:?}"),
+            (AdminAction::MoveLeader { .. } | AdminAction::Recover { .. }, other) => unreachable!("this is not done by {other:?}"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::boot::{self, Identity};
 use crate::control::ControlState;
 use crate::node::Node;
+use crate::recovery::successor;
 use crate::state_machine::ReplicaState;
 use flotilla_storage::log::{InstallPhase, Recovered, RecoveredReplica};
 use flotilla_types::{LogIndex, NodeId, ReplicaKey};
@@ -48,6 +49,10 @@ pub fn hold_together(
     let genesis = identity.and_then(Identity::genesis_state);
     for (key, replica) in recovered.replicas.iter().filter(|(key, replica)| !replica.is_lost && !damaged.contains(key)) {
         let state = states.get(key);
+        // What it became is in the store, and the log hears of it when the node starts.
+        if successor(*key, recovered, states).is_some() {
+            continue;
+        }
         // It is made when the node starts.
         let is_unborn = state.is_none()
             && (replica.start == Node::NOWHERE

@@ -141,6 +141,19 @@ impl PeerMessage {
                 out.put_u8(26);
                 out.put_u8(*reason as u8);
             }
+            PeerMessage::HoldingsAsk { number } => {
+                out.put_u8(30);
+                out.put_u64_le(*number);
+            }
+            PeerMessage::Holdings { number, holdings } => {
+                out.put_u8(31);
+                out.put_u64_le(*number);
+                out.write_bytes(holdings);
+            }
+            PeerMessage::RecoveryOrder(order) => {
+                out.put_u8(32);
+                out.write_bytes(order);
+            }
             PeerMessage::Clock { wall } => {
                 out.put_u8(20);
                 out.put_u64_le(wall.0);
@@ -241,6 +254,9 @@ impl PeerMessage {
                 PeerMessage::Addresses((0..count).map(|_| address(reader)).collect::<Result<_>>()?)
             }
             26 => PeerMessage::Unfit { reason: Unfit::from_byte(reader.u8("fitness")?)? },
+            30 => PeerMessage::HoldingsAsk { number: reader.u64("question number")? },
+            31 => PeerMessage::Holdings { number: reader.u64("question number")?, holdings: reader.bytes("holdings")? },
+            32 => PeerMessage::RecoveryOrder(reader.bytes("recovery order")?),
             20 => PeerMessage::Clock { wall: Timestamp(reader.u64("wall clock")?) },
             other => return Err(DecodeError::Invalid("message kind", u64::from(other))),
         })

@@ -5,9 +5,10 @@ use crate::message::PeerMessage;
 use crate::notice::Notice;
 use crate::request::Reply;
 use crate::scan::ScanJob;
-use crate::state_machine::{GroupApply, ReplicaState};
+use crate::state_machine::{GroupApply, RebirthJob, ReplicaState};
 use bytes::Bytes;
 use flotilla_storage::log::LogBatch;
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::{GroupId, Key, LogIndex, NodeId, ReplicaKey, Timestamp};
 use std::collections::BTreeSet;
 
@@ -70,6 +71,8 @@ pub enum StoreJob {
         /// Its first state.
         state: Box<ReplicaState>,
     },
+    /// Make a group's lone new voter, of what is left of it, in one durable write.
+    Rebirth(Box<RebirthJob>),
     /// Forget a replica and sweep its rows.
     Destroy {
         /// The replica.
@@ -183,8 +186,8 @@ pub struct ReadJob {
     pub to: ReplyTo,
     /// The replica to read.
     pub replica: ReplicaKey,
-    /// Its generation in force.
-    pub generation: u32,
+    /// Where its rows in force are.
+    pub filing: Filing,
     /// The key.
     pub key: Key,
     /// For a read that may be stale: how far behind the replica may be.

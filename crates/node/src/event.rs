@@ -131,6 +131,13 @@ pub enum StoreEvent {
         /// The state in force; `None` if the snapshot was not complete.
         state: Option<Box<crate::state_machine::ReplicaState>>,
     },
+    /// What came of a [`crate::StoreJob::Rebirth`]: durable, or why it cannot be, with nothing written.
+    Reborn {
+        /// The new replica.
+        replica: ReplicaKey,
+        /// Its state.
+        state: Result<Box<crate::state_machine::ReplicaState>, String>,
+    },
     /// The replica's rows are gone (or listed to be swept).
     Destroyed {
         /// The replica that was.

@@ -2,6 +2,8 @@
 
 pub use crate::state_machine::fuzzing::{row, row_in_chunk, snapshot_chunks};
 
+use crate::recovery::Order;
+use crate::recovery::holdings::Holdings;
 use crate::report::Report;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -14,6 +16,19 @@ pub fn report(bytes: Bytes) {
     let Ok(report) = Report::decode(bytes) else { return };
     let again = Report::decode(report.encode()).map(|again| again.encode());
     assert_eq!(again, Ok(report.encode()));
+}
+
+/// Reads what a node says that it holds, and an order to recover.
+///
+/// # Panics
+/// If either reads otherwise once it is written again.
+pub fn recovery(bytes: Bytes) {
+    if let Ok(holdings) = Holdings::decode(bytes.clone()) {
+        assert_eq!(Holdings::decode(holdings.encode()), Ok(holdings));
+    }
+    if let Ok(order) = Order::decode(bytes) {
+        assert_eq!(Order::decode(order.encode()), Ok(order));
+    }
 }
 
 /// A report's bytes.

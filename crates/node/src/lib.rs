@@ -9,6 +9,7 @@
 //! - [`scan`]: ordered scans over all shards;
 //! - [`state_machine`]: what committed entries do to the keys; [`store_worker`] runs its jobs;
 //! - [`control`], [`placement`]: who the members are and where replicas should be; [`admin`]: what operators ask of them;
+//! - [`recovery`]: groups that lost their quorum for good;
 //! - [`check`]: whether log and store are of one piece;
 //! - [`event`], [`effect`], [`notice`], [`message`], [`request`]: the vocabularies; [`status`]: what is shown; `stats`: what is counted.
 
@@ -31,6 +32,7 @@ pub mod node;
 pub mod notice;
 pub mod placement;
 mod reading;
+pub mod recovery;
 mod replica;
 mod replication;
 mod report;

@@ -133,6 +133,20 @@ pub enum PeerMessage {
         /// Where.
         index: LogIndex,
     },
+    /// "What do you hold?": before a recovery.
+    HoldingsAsk {
+        /// The asking node's number for the question.
+        number: u64,
+    },
+    /// The answer to a [`PeerMessage::HoldingsAsk`].
+    Holdings {
+        /// The asking node's number for the question.
+        number: u64,
+        /// [`crate::recovery::holdings::Holdings`], encoded.
+        holdings: Bytes,
+    },
+    /// What an operator decided about groups that lost their quorum, for the node that can carry it out; encoded.
+    RecoveryOrder(Bytes),
     /// A part of a scan, for the node that leads these shards. One hop, as a forward.
     Scan(ScanForward),
     /// The answer to a [`PeerMessage::Scan`].
@@ -200,7 +214,11 @@ impl PeerMessage {
                 PeerMessage::Raft { message, .. } => message.encoded_bytes_max(),
                 PeerMessage::Forward(forward) => forward.request.bytes(),
                 PeerMessage::Reply { reply, .. } => reply.value_bytes(),
-                PeerMessage::SnapshotChunk { bytes, .. } | PeerMessage::Report(bytes) | PeerMessage::ControlCopy(bytes) => bytes.len(),
+                PeerMessage::SnapshotChunk { bytes, .. }
+                | PeerMessage::Report(bytes)
+                | PeerMessage::ControlCopy(bytes)
+                | PeerMessage::Holdings { holdings: bytes, .. }
+                | PeerMessage::RecoveryOrder(bytes) => bytes.len(),
                 PeerMessage::ScanPart { answer: Ok(part), .. } => part.chunk.items.iter().map(ScanItem::bytes).sum(),
                 _ => 0,
             }

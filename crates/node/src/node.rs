@@ -18,6 +18,7 @@ use crate::fitness::Fitness;
 use crate::message::{PeerMessage, ScanForward};
 use crate::notice::Notice;
 use crate::reading::Reading;
+use crate::recovery::{Rebirths, Surveys, successor};
 use crate::replica::Replica;
 use crate::replication::LogQueue;
 use crate::request::{Failure, FailureReason, Reply};
@@ -144,6 +145,8 @@ pub struct Node {
     pub(crate) transfers: Transfers,
     pub(crate) scrubs: Scrubs,
     pub(crate) supervision: Supervision,
+    pub(crate) surveys: Surveys,
+    pub(crate) rebirths: Rebirths,
     pub(crate) out: Effects,
     /// The entry being put together; kept for its memory.
     pub(crate) mutations: MutationBatch,
@@ -191,6 +194,8 @@ impl Node {
             transfers: Transfers::starting_at(first_number(), now.instant),
             scrubs: Scrubs::new(now.instant),
             supervision: Supervision::new(now.instant),
+            surveys: Surveys::starting_at(first_number()),
+            rebirths: Rebirths::default(),
             out: Effects::default(),
             mutations: MutationBatch::new(),
             next_tick: now.instant + TICK,
@@ -220,7 +225,13 @@ impl Node {
             }
         }
         node.name_damage(&recovered);
+        let successors: BTreeMap<ReplicaKey, ReplicaKey> =
+            recovered.replicas.keys().filter_map(|key| Some((*key, successor(*key, &recovered, &states)?))).collect();
         for (key, replica) in recovered.replicas {
+            if let Some((to, state)) = successors.get(&key).and_then(|to| states.remove_entry(to)) {
+                node.take_over_at_start(key, &replica, to, state, now);
+                continue;
+            }
             if replica.is_lost {
                 node.retire_lost(key)?;
                 continue;
@@ -299,7 +310,13 @@ impl Node {
     }
 
     /// Takes one replica up again (decision 8: an install goes on from whichever record it finds).
-    fn restore(&mut self, key: ReplicaKey, recovered: RecoveredReplica, state: Option<ReplicaState>, now: Now) -> Result<(), StartError> {
+    pub(crate) fn restore(
+        &mut self,
+        key: ReplicaKey,
+        recovered: RecoveredReplica,
+        state: Option<ReplicaState>,
+        now: Now,
+    ) -> Result<(), StartError> {
         let damaged = |reason: String| StartError::Replica { replica: key, reason };
         let RecoveredReplica { hard_state, mut start, mut entries, install, is_lost: _ } = recovered;
         let state = match state {
@@ -328,7 +345,7 @@ impl Node {
         let mut replica = Replica::new(key, group, now.instant);
         replica.next_generation = used_generation + 1;
         if let Some(state) = state {
-            replica.generation = state.generation;
+            replica.filing = state.filing(key);
             replica.keys = state.keys;
             replica.bytes = state.bytes;
         }
@@ -413,6 +430,9 @@ impl Node {
                 self.handle_scrub_answer(group, replica, (index, term), hash, now)
             }
             PeerMessage::Diverged { group, replica, index } => self.handle_diverged(group, replica, index),
+            PeerMessage::HoldingsAsk { number } => self.handle_holdings_ask(from, number),
+            PeerMessage::Holdings { number, holdings } => self.handle_holdings(from, number, holdings, now),
+            PeerMessage::RecoveryOrder(order) => self.handle_recovery_order(order),
         }
     }
 
@@ -428,6 +448,7 @@ impl Node {
             StoreEvent::SnapshotRows { replica, generation, accepted } => self.handle_snapshot_rows(replica, generation, accepted, now),
             StoreEvent::SnapshotInstalled { replica, generation, state } => self.handle_snapshot_installed(replica, generation, state),
             StoreEvent::Destroyed { .. } => {}
+            StoreEvent::Reborn { replica, state } => self.handle_reborn(replica, state, now),
             StoreEvent::Scrubbed { replica, index, step } => self.handle_scrubbed(replica, index, step, now),
             StoreEvent::ExpiredFound { replica, found } => self.handle_expired_found(replica, found, now),
             StoreEvent::Damaged { replica, detail } => self.handle_damaged_rows(replica, detail, now),
@@ -463,6 +484,7 @@ impl Node {
         self.step_scrubs(now);
         self.pace_transfers(now);
         self.retry_scans(now);
+        self.conclude_surveys(now);
         self.supervise(now);
     }
 

@@ -149,7 +149,7 @@ impl Node {
             (ReadOf::Scan, ReplyTo::ScanPart { part, group }) => return self.scan_shard_is_ready(part, group),
             (ReadOf::Scan, to) => unreachable!("a shard of a scan is read for {to:?}"),
         };
-        let job = ReadJob { to: read.waiter.to, replica: replica.key, generation: replica.generation, key, lag_ms: None };
+        let job = ReadJob { to: read.waiter.to, replica: replica.key, filing: replica.filing, key, lag_ms: None };
         self.stats.reads += 1;
         self.run_read(job);
     }
@@ -170,7 +170,7 @@ impl Node {
     pub(crate) fn read_stale(&mut self, group: GroupId, to: ReplyTo, key: Key, now: Now) {
         let Some(replica) = self.replicas.get(&group) else { return };
         let lag_ms = now.instant.saturating_since(replica.current_at(now.instant)).as_millis() as u64;
-        self.run_read(ReadJob { to, replica: replica.key, generation: replica.generation, key, lag_ms: Some(lag_ms) });
+        self.run_read(ReadJob { to, replica: replica.key, filing: replica.filing, key, lag_ms: Some(lag_ms) });
     }
 
     /// Runs the reads that waited for what is applied by now.

@@ -9,6 +9,7 @@ use crate::state_machine::ReplicaState;
 use crate::transfer::Incoming;
 use flotilla_consensus::{Group, RaftRole, Ready};
 use flotilla_storage::log::InstallRecord;
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::{Instant, Key, LogIndex, NodeId, ReplicaId, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -131,8 +132,8 @@ impl Load {
 pub(crate) struct Replica {
     pub(crate) key: ReplicaKey,
     pub(crate) group: Group,
-    /// The generation of rows in force.
-    pub(crate) generation: u32,
+    /// Where the rows in force are.
+    pub(crate) filing: Filing,
     /// The next one that a snapshot may fill.
     pub(crate) next_generation: u32,
     pub(crate) applied: LogIndex,
@@ -186,7 +187,7 @@ impl Replica {
         Replica {
             key,
             group,
-            generation: 1,
+            filing: Filing { under: key, generation: 1 },
             next_generation: 2,
             applied,
             applying: VecDeque::new(),

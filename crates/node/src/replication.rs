@@ -18,6 +18,7 @@ use crate::state_machine::{
 use bytes::Bytes;
 use flotilla_consensus::{Group, GroupConfig, Message, ProposeError, RaftRole, Ready, Restored, StepError};
 use flotilla_storage::log::{LogBatch, LogRecord};
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::{Entry, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, PlantedFault, ReplicaId, ReplicaKey, Term};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -64,6 +65,13 @@ impl LogQueue {
     /// The number of the oldest job that is not on disk.
     pub(crate) fn oldest_job(&self) -> Option<u64> {
         self.under_way.front().map(|(number, _)| *number)
+    }
+
+    /// A replica's first records are in this turn's job.
+    pub(crate) fn wait_for_next(&self, replica: Option<&mut Replica>) {
+        if let Some(replica) = replica {
+            replica.synced_wait = self.sent + 1;
+        }
     }
 
     /// Whether all of a group's records are on disk.
@@ -230,7 +238,7 @@ impl Node {
             InstallStage::Recording => {
                 let Some(Install { generation, state, ready, .. }) = replica.install.take() else { return };
                 let index = state.applied.0;
-                replica.generation = generation;
+                replica.filing = Filing { under: key, generation };
                 replica.applied = index;
                 replica.keys = state.keys;
                 replica.bytes = state.bytes;
@@ -327,6 +335,8 @@ impl Node {
                 self.send(from, PeerMessage::Gone { group: key.group, replica: key.replica });
                 false
             }
+            // It is made of what is here, not of what it is sent.
+            Standing::Wanted(_) if self.control.is_to_be_reborn(key) => false,
             Standing::Wanted(_) if !self.replicas.contains_key(&key.group) && self.is_wanted_here(key) => {
                 // The sender comes back: by then the control state is confirmed.
                 let Some(first_new) = self.first_new_replica else { return false };

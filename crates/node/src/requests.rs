@@ -5,10 +5,12 @@
 //! a leader here, waiting to be read here, or forwarded. It is answered once. A write is sent again
 //! only when the asked node has said that it did not propose it.
 
+use crate::admin::{AdminAction, AdminRequest};
 use crate::effect::ReplyTo;
 use crate::event::{Now, Ticket};
 use crate::message::{Forward, PeerMessage};
 use crate::node::{Node, NodeConfig};
+use crate::recovery::RecoverRequest;
 use crate::replica::{Load, ReadOf, Waiter, WaitingRead};
 use crate::request::{Failure, FailureReason, Reply, Request};
 use flotilla_types::{GroupId, Instant, Key, NodeId, Outcome, PlantedFault, Timestamp};
@@ -114,6 +116,9 @@ impl Node {
         }
         match request {
             Request::Scan(ask) => self.handle_scan(ticket, ask, expires, now),
+            Request::Admin(AdminRequest { action: AdminAction::Recover { plan }, dry_run }) => {
+                self.handle_recover(ticket, RecoverRequest { dry_run, plan }, expires, now);
+            }
             request => self.route(ticket, request, expires, now),
         }
     }

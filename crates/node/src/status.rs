@@ -9,6 +9,7 @@ use crate::node::Node;
 use crate::scrub::{ScrubReport, ScrubResult};
 use bytes::Bytes;
 use flotilla_consensus::RaftRole;
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::{ClusterId, GroupId, Key, LogIndex, Membership, NodeId, ReplicaId, Role, ShardId, Slot, Term};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -184,8 +185,8 @@ pub struct GroupView {
     pub applied: LogIndex,
     /// Committed up to here.
     pub commit: LogIndex,
-    /// The generation of rows in force.
-    pub generation: u32,
+    /// Where the rows in force are.
+    pub filing: Filing,
     /// Its configuration.
     pub membership: Membership,
 }
@@ -351,7 +352,7 @@ impl Node {
             leader: replica.group.leader(),
             applied: replica.applied,
             commit: replica.group.commit(),
-            generation: replica.generation,
+            filing: replica.filing,
             membership: replica.group.membership().clone(),
         })
     }

@@ -84,6 +84,10 @@ impl<S: StateStore> StoreWorker<S> {
                 self.applier.create(replica, *state)?;
                 None
             }
+            StoreJob::Rebirth(job) => {
+                let replica = job.to;
+                Some(StoreEvent::Reborn { replica, state: self.applier.rebirth(*job)?.map(Box::new) })
+            }
             StoreJob::Destroy { replica } => {
                 self.applier.destroy(replica)?;
                 Some(StoreEvent::Destroyed { replica })
@@ -190,9 +194,9 @@ pub fn run_read<S: StateStore>(store: &S, job: &ReadJob) -> (Reply, Option<Store
 }
 
 fn read_reply<S: StateStore>(store: &S, job: &ReadJob, damage: &mut Option<StoreEvent>) -> Reply {
-    let found = read::get(store, job.replica, job.generation, &job.key);
+    let found = read::get(store, job.replica, job.filing, &job.key);
     // What is missing may have been swept, if a snapshot or a move has overtaken this read.
-    if !matches!(found, Ok(Some(_))) && matches!(read::is_in_force(store, job.replica, job.generation), Ok(false)) {
+    if !matches!(found, Ok(Some(_))) && matches!(read::is_in_force(store, job.replica, job.filing.generation), Ok(false)) {
         let detail = "the shard's replica on this node was replaced or moved away: ask again";
         return Reply::Failed(Failure::not_applied(FailureReason::NoQuorum, detail));
     }

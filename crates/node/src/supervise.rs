@@ -111,6 +111,7 @@ impl Node {
                 self.hand_over(now); // A transfer may have failed, or a leadership come late.
             }
             self.ask_about_orphans(now);
+            self.begin_rebirths();
         }
         if now.instant >= self.supervision.next_report {
             self.supervision.next_report = now.instant + REPORT_INTERVAL;
@@ -577,7 +578,7 @@ impl Node {
     }
 
     /// Leaves a tombstone and forgets the replica and its rows.
-    fn remove_replica(&mut self, key: ReplicaKey) {
+    pub(crate) fn remove_replica(&mut self, key: ReplicaKey) {
         self.out.notices.push(Notice::info(format!("{key} was moved away from this node")).of_replica(key));
         self.tombstones.insert(key);
         self.log.push(LogRecord::Tombstone { replica: key });

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flotilla_node::run_scan;
 use flotilla_node::scan::{PageFill, ScanAsk, ScanJob, merge};
 use flotilla_node::state_machine::{Applier, ApplyJob, GroupApply, MutationBatch, ReplicaState, StateMachineFaults};
-use flotilla_storage::store::layout::{CHUNK_BYTES, INLINE_VALUE_BYTES_MAX};
+use flotilla_storage::store::layout::{CHUNK_BYTES, Filing, INLINE_VALUE_BYTES_MAX};
 use flotilla_storage::store::{EngineOptions, EngineStore, SimulatedStore, StateStore};
 use flotilla_types::{
     Condition, Entry, EntryKind, GroupId, Key, KeyRange, LogIndex, Member, Membership, NodeId, ReplicaId, ReplicaKey, Rng, Term, Timestamp,
@@ -49,7 +49,11 @@ fn value(key: &[u8], size: usize) -> Bytes {
 }
 
 fn job(ask: &ScanAsk, shards: std::ops::Range<u32>) -> ScanJob {
-    ScanJob { part: 1, shards: shards.map(|number| (shard(number), 1)).collect(), ask: ask.clone() }
+    ScanJob {
+        part: 1,
+        shards: shards.map(|number| (shard(number), Filing { under: shard(number), generation: 1 })).collect(),
+        ask: ask.clone(),
+    }
 }
 
 /// All pages of a scan, as two nodes and the one that asks them would make it.
@@ -132,7 +136,7 @@ fn a_replica_that_was_replaced_is_named_and_not_read() {
     let applier = fill(SimulatedStore::new(), &keys);
     let ask = ask(KeyRange::default(), (99, 1 << 20), false);
     let mut job = job(&ask, 0..SHARDS);
-    job.shards[1].1 = 2;
+    job.shards[1].1.generation = 2;
     job.shards[2].0.replica = ReplicaId(8);
     let (chunk, gone) = run_scan(applier.store(), &job).unwrap();
     assert_eq!(gone, [GroupId(2), GroupId(3)]);

@@ -9,7 +9,7 @@ use flotilla_node::state_machine::{
     Applier, ApplyError, ApplyJob, CHECKPOINT_EVERY, ChunkError, ENTRY_KEYS_MAX, GroupApplied, GroupApply, InstallError, MutationBatch,
     MutationError, MutationResult, RETENTION_MS, ReplicaState, SnapshotReader, StateMachineFaults, StopReason, read,
 };
-use flotilla_storage::store::layout::{CHUNK_BYTES, INLINE_VALUE_BYTES_MAX};
+use flotilla_storage::store::layout::{CHUNK_BYTES, Filing, INLINE_VALUE_BYTES_MAX};
 use flotilla_storage::store::simulated::{InjectedFault, SimulatedView};
 use flotilla_storage::store::{EngineOptions, EngineStore, SimulatedStore, StateStore, StoreError, WriteBatch};
 use flotilla_types::{
@@ -54,6 +54,11 @@ struct Model {
 
 fn replica(group: u32, id: u64) -> ReplicaKey {
     ReplicaKey { group: GroupId(group), replica: ReplicaId(id) }
+}
+
+/// Where a replica's rows are that never had another generation.
+fn first_filing(under: ReplicaKey) -> Filing {
+    Filing { under, generation: 1 }
 }
 
 fn key(number: u8) -> Key {
@@ -156,8 +161,8 @@ impl Model {
         for number in 0..8 {
             let key = key(number);
             let expected = self.keys.get(&key).cloned();
-            assert_eq!(read::get(store, replica, state.generation, &key).unwrap(), expected, "{key}");
-            let head = read::head(store, replica, state.generation, &key).unwrap();
+            assert_eq!(read::get(store, replica, state.filing(replica), &key).unwrap(), expected, "{key}");
+            let head = read::head(store, replica, state.filing(replica), &key).unwrap();
             assert_eq!(head, expected.map(|(version, value)| (version, value.len() as u64)));
         }
         assert_eq!(state.version, Version(self.version));
@@ -373,7 +378,7 @@ fn the_real_store_does_the_same() {
     Model::of(&ops).check(applier.store(), b, &installed);
     applier.destroy(a).unwrap();
     while applier.sweep(10).unwrap() {}
-    assert_eq!(read::get(applier.store(), a, 1, &key(7)).unwrap(), None);
+    assert_eq!(read::get(applier.store(), a, first_filing(a), &key(7)).unwrap(), None);
     assert!(applier.store().disk_bytes() > 0);
 
     // The hash is the simulated store's.
@@ -460,8 +465,8 @@ fn damage_is_found_by_reads_apply_and_snapshots_and_stops_one_replica() {
             continue;
         }
         let number = damaged[damaged.len() - 1] - b'0';
-        assert!(read::get(&store, a, 1, &key(number)).is_err());
-        assert!(read::get(&store, a, 1, &key(1 - number)).unwrap().is_some());
+        assert!(read::get(&store, a, first_filing(a), &key(number)).is_err());
+        assert!(read::get(&store, a, first_filing(a), &key(1 - number)).unwrap().is_some());
         let mut reader = SnapshotReader::open(store.view().unwrap(), a).unwrap().unwrap();
         assert!(matches!(reader.next_chunk(1 << 20), Err(StoreError::Damaged(_))));
         let result = apply_one(&mut applier, a, &[put(3, number, 1)]);
@@ -603,8 +608,8 @@ fn a_key_is_absent_from_its_deadline_on() {
         .iter()
         .map(|entry| {
             apply_one(&mut one_by_one, a, std::slice::from_ref(entry));
-            let there = read::get(one_by_one.store(), a, 1, &key(0)).unwrap();
-            assert_eq!(read::head(one_by_one.store(), a, 1, &key(0)).unwrap().is_some(), there.is_some());
+            let there = read::get(one_by_one.store(), a, first_filing(a), &key(0)).unwrap();
+            assert_eq!(read::head(one_by_one.store(), a, first_filing(a), &key(0)).unwrap().is_some(), there.is_some());
             there.is_some()
         })
         .collect();
@@ -737,7 +742,7 @@ fn planted_faults_do_harm() {
         let (mut applier, states) = Applier::open(store, faults).unwrap();
         let applied = states[&a].applied.0.0 as usize;
         apply_one(&mut applier, a, &[put(1, 0, 1), entry(2, &[]), put(3, 0, 2)][applied..]);
-        let (version, value) = read::get(applier.store(), a, 1, &key(0)).unwrap().unwrap();
+        let (version, value) = read::get(applier.store(), a, first_filing(a), &key(0)).unwrap().unwrap();
         (version, value.len(), applier.state(a).unwrap().keys)
     };
     let right = run(NO_FAULTS);
@@ -852,8 +857,8 @@ fn rows_of_the_first_format_stay_readable() {
     store.write(batch).unwrap();
     let (applier, states) = Applier::open(store, NO_FAULTS).unwrap();
     assert_eq!((states[&a].applied, states[&a].keys, states[&a].membership.clone()), ((LogIndex(3), Term(1)), 2, membership()));
-    assert_eq!(read::get(applier.store(), a, 1, &key(0)).unwrap(), Some((Version(1), value(SIZES[1], 1))));
-    assert_eq!(read::get(applier.store(), a, 1, &key(1)).unwrap(), Some((Version(2), value(SIZES[3], 2))));
+    assert_eq!(read::get(applier.store(), a, first_filing(a), &key(0)).unwrap(), Some((Version(1), value(SIZES[1], 1))));
+    assert_eq!(read::get(applier.store(), a, first_filing(a), &key(1)).unwrap(), Some((Version(2), value(SIZES[3], 2))));
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -164,6 +164,76 @@ fn nodes_are_drained_and_removed_and_told_so() {
     });
 }
 
+/// What a node says about the quorums; waits until it knows and says this.
+async fn until_recovery(server: &Server, is: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    loop {
+        let (code, body) = server.ask("POST", "/v1/cluster/recover?dry_run=true", "").await;
+        match serde_json::from_str(&body) {
+            Ok(plan) if code == 200 && is(&plan) => return plan,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+#[test]
+fn what_is_left_of_a_lost_majority_is_recovered_and_copied_to_new_nodes() {
+    on_one_thread(async |folder| {
+        let dir = |name: &str| folder.path().join(name);
+        let first = start(config(&dir("n1"), |s| s.name = Some("n1".to_owned()))).await.expect("a start");
+        first.ask_until(200, "GET", "/readyz", "").await;
+        let url = first.url();
+        let join = |name: &'static str| config(&dir(name), |s| (s.name, s.join) = (Some(name.to_owned()), Some(url.clone())));
+        let second = start(join("n2")).await.expect("n2 joins");
+        let third = start(join("n3")).await.expect("n3 joins");
+        until_spread(&first, 3).await;
+        let keys = ["a", "b", "c", "d", "e", "f"];
+        for key in keys {
+            first.put(key, key).await;
+        }
+        let none = |plan: &serde_json::Value, what: &str| plan[what].as_array().is_some_and(Vec::is_empty);
+        let whole = until_recovery(&second, |plan| none(plan, "lost")).await;
+        assert_eq!((whole["whole"].as_u64(), whole["gone"].as_array().map(Vec::len)), (Some(5), Some(0)), "{whole}");
+        second.stop().await;
+        third.stop().await;
+        assert!(matches!(first.ask("PUT", "/v1/kv/a?timeout=1500ms", "x").await.0, 503 | 504));
+
+        let plan = until_recovery(&first, |plan| plan["lost"].as_array().is_some_and(|lost| lost.len() == 5)).await;
+        let mut gone: Vec<&str> = plan["gone"].as_array().expect("names").iter().filter_map(|name| name.as_str()).collect();
+        gone.sort_unstable();
+        assert_eq!(gone, ["n2", "n3"]);
+        assert!(
+            plan["lost"].as_array().expect("groups").iter().all(|lost| lost["node"] == "n1" && lost["keeps"]["voter"] == true),
+            "{plan}"
+        );
+        let unnamed = first.ask("POST", "/v1/cluster/recover", "").await;
+        assert!(unnamed.0 == 409 && unnamed.1.contains("look at the plan first"), "{unnamed:?}");
+        let other = first.ask("POST", "/v1/cluster/recover?plan=0123456789abcdef", "").await;
+        assert!(other.0 == 409 && other.1.contains("things have changed"), "{other:?}");
+        let act = format!("/v1/cluster/recover?plan={}", plan["plan"].as_str().expect("an id"));
+        assert_eq!(first.ask("POST", &act, "").await.0, 202);
+        until_recovery(&first, |plan| none(plan, "lost") && none(plan, "under_way")).await;
+        assert_eq!(first.ask("POST", &act, "").await.0, 200, "there is nothing left to do");
+        for key in keys {
+            let value = first.ask_until(200, "GET", &format!("/v1/kv/{key}"), "").await;
+            // Whatever came of the write that nobody could agree on: it may have been kept.
+            assert!(value == key || (key == "a" && value == "x"), "{key}: {value}");
+        }
+        first.put("g", "after").await;
+
+        let fourth = start(join("n4")).await.expect("n4 joins");
+        let fifth = start(join("n5")).await.expect("n5 joins");
+        until_spread(&first, 3).await;
+        let again = start(join("n2")).await.expect("it does not know yet");
+        assert!(again.last_words().await.contains("was removed from the cluster"));
+        first.stop().await;
+        assert_eq!(fourth.ask_until(200, "GET", "/v1/kv/g", "").await, "after");
+        fourth.put("h", "later").await;
+        assert_eq!(fifth.ask_until(200, "GET", "/v1/kv/h", "").await, "later");
+        fourth.stop().await;
+        fifth.stop().await;
+    });
+}
+
 #[test]
 fn nodes_find_each_other_when_all_addresses_have_changed() {
     on_one_thread(async |folder| {

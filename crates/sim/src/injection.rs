@@ -144,11 +144,15 @@ impl World {
     pub(crate) fn ask_as_operator(&mut self, action: AdminAction) {
         let members: Vec<HostNumber> = (0..self.hosts.len()).filter(|host| self.is_member(*host)).collect();
         let Some(host) = self.chance.faults.pick(&members).copied() else { return };
-        self.trace.note(self.now, "operator", &[host as u64], || format!("asks n{}: {action:?}", host + 1));
+        self.ask_of(host, AdminRequest { action, dry_run: false });
+    }
+
+    /// An operator asks this machine's node.
+    pub(crate) fn ask_of(&mut self, host: HostNumber, request: AdminRequest) {
+        self.trace.note(self.now, "operator", &[host as u64], || format!("asks n{}: {:?}", host + 1, request.action));
         let ticket = self.wait(Waiting::Operator, host);
         let expires = self.hosts[host].clock.now(self.now).instant + ms(3_000);
-        let request = Request::Admin(AdminRequest { action, dry_run: false });
-        self.give(host, Event::Request { ticket: Ticket(ticket), request, expires });
+        self.give(host, Event::Request { ticket: Ticket(ticket), request: Request::Admin(request), expires });
     }
 
     /// A machine with a process, rather one that leads many groups.

@@ -24,6 +24,8 @@ mod injection;
 #[cfg(test)]
 mod lone_copy;
 pub mod moves;
+#[cfg(test)]
+mod lost_quorum;
 pub mod network;
 mod process;
 pub mod queue;

@@ -19,7 +19,8 @@ use flotilla_node::control::{ControlState, NodeState, Rebalancing};
 use flotilla_node::keyspace::shard_of;
 use flotilla_node::state_machine::read;
 use flotilla_node::status::GroupView;
-use flotilla_storage::store::{StateStore, StoreView, layout};
+use flotilla_storage::store::layout::{self, Filing};
+use flotilla_storage::store::{StateStore, StoreView};
 use flotilla_types::{GroupId, NodeId, PlantedFault, ReplicaKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -113,7 +114,7 @@ impl World {
         let follows = |view: &GroupView| view.leader != Some(view.replica) && view.membership.voters.len() >= 3;
         let mut places = Vec::new();
         for (number, view) in views(self).into_iter().filter(|(_, view)| follows(view)) {
-            let prefix = layout::data_prefix(ReplicaKey { group: view.group, replica: view.replica }, view.generation);
+            let prefix = layout::data_prefix(view.filing.under, view.filing.generation);
             let rows = self.hosts[number].store.rows().into_iter().filter(|(key, _)| key.starts_with(&prefix));
             places.extend(rows.map(|row| (number, view.group, view.replica, row)));
         }
@@ -222,13 +223,12 @@ impl World {
             let replica = ReplicaKey { group: view.group, replica: view.replica };
             let store = self.hosts[number].store.clone();
             let state = read_state(&store, replica).map_err(wrong)?.ok_or_else(|| wrong(format!("{replica} has no state row")))?;
-            let rows = rows(&store, replica, view.generation).map_err(|error| wrong(error.to_string()))?;
+            let rows = rows(&store, view.filing).map_err(|error| wrong(error.to_string()))?;
             by_group.entry(view.group).or_default().push(ReplicaRows { replica: view.replica, applied: view.applied, rows });
             let Some(shard) = view.group.shard().filter(|_| view.leader == Some(view.replica)) else { continue };
             let (mut present, mut lent) = (0, 0);
             for number in keys.iter().filter(|key| shard_of(&Workload::key(**key), shards) == shard) {
-                let found =
-                    read::get(&store, replica, view.generation, &Workload::key(*number)).map_err(|error| wrong(error.to_string()))?;
+                let found = read::get(&store, replica, view.filing, &Workload::key(*number)).map_err(|error| wrong(error.to_string()))?;
                 let Some((version, bytes)) = found else { continue };
                 present += 1;
                 lent += u64::from(Workload::is_lent(*number));
@@ -327,8 +327,7 @@ fn leftover_rows(world: &World) -> Vec<String> {
     let mut leftover = BTreeMap::new();
     for (number, host) in world.hosts.iter().enumerate() {
         let here = views.iter().filter(|(at, _)| *at == number);
-        let in_force: BTreeSet<_> =
-            here.map(|(_, view)| layout::data_prefix(ReplicaKey { group: view.group, replica: view.replica }, view.generation)).collect();
+        let in_force: BTreeSet<_> = here.map(|(_, view)| layout::data_prefix(view.filing.under, view.filing.generation)).collect();
         for (key, _) in host.store.rows() {
             if key[0] == layout::TABLE_DATA && !in_force.contains(&key[..layout::GENERATION_PREFIX_BYTES]) {
                 let generation = key.slice(..layout::GENERATION_PREFIX_BYTES);
@@ -365,8 +364,7 @@ pub(crate) fn differing_rows(world: &World, group: GroupId) -> String {
     let mut holders: BTreeMap<(Bytes, Bytes), Vec<String>> = BTreeMap::new();
     let views: Vec<(HostNumber, GroupView)> = views(world).into_iter().filter(|(_, view)| view.group == group).collect();
     for (number, view) in &views {
-        let replica = ReplicaKey { group, replica: view.replica };
-        for row in rows(&world.hosts[*number].store, replica, view.generation).unwrap_or_default() {
+        for row in rows(&world.hosts[*number].store, view.filing).unwrap_or_default() {
             holders.entry(row).or_default().push(view.replica.to_string());
         }
     }
@@ -378,8 +376,8 @@ pub(crate) fn differing_rows(world: &World, group: GroupId) -> String {
     differing.take(12).map(show).collect()
 }
 
-fn rows(store: &impl StateStore, replica: ReplicaKey, generation: u32) -> Result<Vec<(Bytes, Bytes)>, flotilla_storage::store::StoreError> {
-    let prefix = layout::data_prefix(replica, generation);
+fn rows(store: &impl StateStore, filing: Filing) -> Result<Vec<(Bytes, Bytes)>, flotilla_storage::store::StoreError> {
+    let prefix = layout::data_prefix(filing.under, filing.generation);
     let mut rows = Vec::new();
     store.view()?.scan(&prefix, &layout::prefix_end(&prefix), &mut |key, value| {
         rows.push((Bytes::copy_from_slice(&key[prefix.len()..]), Bytes::copy_from_slice(value)));

@@ -94,6 +94,9 @@ pub(crate) enum Load {
     Random,
     /// They work this list off; what fails is asked again.
     List(VecDeque<(KeyNumber, bool)>),
+    /// They ask nothing more; what failed stays so.
+    #[cfg(test)]
+    Nothing,
 }
 
 /// Random numbers, a generator for each purpose, so that one's draws do not shift another's.
@@ -138,6 +141,8 @@ pub struct World {
     pub(crate) watched: Option<(u64, Option<Reply>)>,
     /// A machine that nothing of this group reaches.
     pub(crate) deaf: Option<(GroupId, HostNumber)>,
+    /// What an operator was last answered.
+    pub(crate) told: Option<Reply>,
     /// When a disk was last lost.
     pub(crate) disk_lost: Option<Moment>,
     /// A move that is watched, and who dies in it.
@@ -175,6 +180,7 @@ impl World {
             shown: BTreeMap::new(),
             watched: None,
             deaf: None,
+            told: None,
             disk_lost: None,
             ambush: None,
             at_rest_again: None,
@@ -412,6 +418,8 @@ impl World {
             return self.ask_scan(client, host, ask);
         }
         let (key, call) = match &mut self.load {
+            #[cfg(test)]
+            Load::Nothing => return,
             Load::Random => self.workload.choose(rng),
             Load::List(list) => match list.pop_front() {
                 Some((key, true)) => (key, self.workload.put(Guard::Always, rng)),
@@ -488,7 +496,7 @@ impl World {
             Waiting::Scanner(asked) => self.scanned(&asked, Some(reply)),
             Waiting::Joiner { host, life } if self.lives(host, life) => self.join_answered(host, reply),
             Waiting::Joiner { .. } => {}
-            Waiting::Operator if matches!(reply, Reply::Admin(_) | Reply::Failed(_)) => {}
+            Waiting::Operator if matches!(reply, Reply::Admin(_) | Reply::Failed(_)) => self.told = Some(reply.clone()),
             Waiting::Operator => self.fail("answers", format!("an operator was answered with {reply:?}")),
         }
     }

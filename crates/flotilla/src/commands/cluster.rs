@@ -1,6 +1,8 @@
 //! `flotilla cluster`: what the cluster says about itself, as words or, with `--json`, as the HTTP
-//! API's own objects; what operators want of it is in `operate`.
+//! API's own objects; what operators want of it is in `operate`, and in
+//! `lost_quorum` what is left to do where a majority is gone.
 
+use super::lost_quorum::RecoverArgs;
 use super::operate::{DrainArgs, LeaderArgs, RebalanceCommand, RemoveArgs, ReplaceArgs};
 use super::{CommandError, Target, not_built, print, print_line};
 use anyhow::Context;
@@ -53,6 +55,8 @@ enum ClusterCommand {
     /// Pause, resume or bound the moving of replicas.
     #[command(subcommand)]
     Rebalance(RebalanceCommand),
+    /// Have shards go on that lost the majority of their copies for good: shows what is left, acts only with --yes.
+    Recover(RecoverArgs),
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }
@@ -95,6 +99,7 @@ impl ClusterArgs {
             ClusterCommand::Replace(args) => args.run().await?,
             ClusterCommand::Leader(args) => args.run().await?,
             ClusterCommand::Rebalance(command) => command.run().await?,
+            ClusterCommand::Recover(args) => args.run().await?,
             ClusterCommand::Other(words) => return Err(not_built::refuse_cluster(&words)),
         }
         Ok(ExitCode::SUCCESS)

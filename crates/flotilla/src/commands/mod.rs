@@ -10,6 +10,7 @@ mod get;
 mod help;
 mod import;
 mod incr;
+mod lost_quorum;
 mod not_built;
 mod operate;
 mod put;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 const NOT_BUILT: &[&str] = &["watch", "txn", "backup", "restore"];
 
 /// The same below `flotilla cluster`.
-const CLUSTER_NOT_BUILT: &[&str] = &["recover"];
+const CLUSTER_NOT_BUILT: &[&str] = &[];
 
 pub(super) fn refuse(words: &[OsString]) -> CommandError {
     refuse_from("flotilla", NOT_BUILT, words)

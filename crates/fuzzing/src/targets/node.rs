@@ -166,7 +166,7 @@ pub(super) fn control_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// A node's identity, a replica's state, a report, a membership.
+/// A node's identity, a replica's state, a report, what it holds, an order to recover, a membership.
 pub(super) fn node_state(input: &[u8]) {
     let bytes = || Bytes::copy_from_slice(input);
     if let Ok(identity) = Identity::decode(bytes()) {
@@ -184,6 +184,7 @@ pub(super) fn node_state(input: &[u8]) {
         assert_eq!(Membership::decode(&mut Reader::new(out.freeze())), Ok(membership));
     }
     fuzzing::report(bytes());
+    fuzzing::recovery(bytes());
 }
 
 pub(super) fn node_state_seeds() -> Vec<Vec<u8>> {

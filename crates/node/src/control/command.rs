@@ -1,6 +1,7 @@
 //! What can be asked of the control group, and its answers. A refusal is an ordinary answer: the
 //! command is in the log, and every replica comes to the same.
 
+use super::recovery::Recovery;
 use super::row::{get_nodes, get_optional_node, get_profile, get_replicas, put_nodes, put_optional_node, put_profile, put_replicas};
 use super::state::{NodeProfile, NodeState, Rebalancing, Removal};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -92,6 +93,8 @@ pub enum ControlCommand {
         /// Of each node; 0: as fast as it can.
         bytes_per_second: u64,
     },
+    /// Gives nodes up for good, and has groups go on that lost their quorum by it.
+    Recover(Recovery),
 }
 
 /// What became of a command.
@@ -121,6 +124,8 @@ pub enum ControlAnswer {
     },
     /// Moves for balance were paused or resumed.
     RebalancingSet,
+    /// The groups are to be recovered.
+    Recovering,
     /// It was so already.
     Unchanged,
     /// It was refused and nothing changed.
@@ -265,6 +270,10 @@ impl ControlCommand {
                 out.put_u8(12);
                 out.put_u64_le(*bytes_per_second);
             }
+            ControlCommand::Recover(recovery) => {
+                out.put_u8(13);
+                recovery.encode(&mut out);
+            }
         }
         out.freeze()
     }
@@ -298,6 +307,7 @@ impl ControlCommand {
             10 => ControlCommand::SetRebalancing { rebalancing: Rebalancing::from_byte(r.u8("rebalancing")?)? },
             11 => ControlCommand::LeaveNode { node: node(&mut r)? },
             12 => ControlCommand::SetMoveRate { bytes_per_second: r.u64("move rate")? },
+            13 => ControlCommand::Recover(Recovery::decode(&mut r)?),
             other => return Err(DecodeError::Invalid("control command", u64::from(other))),
         };
         r.finish()?;
@@ -320,6 +330,7 @@ impl ControlAnswer {
             ControlAnswer::FormatRaised { level } => put_kind_and_u64(&mut out, 4, u64::from(*level)),
             ControlAnswer::RebalancingSet => out.put_u8(5),
             ControlAnswer::Unchanged => out.put_u8(6),
+            ControlAnswer::Recovering => out.put_u8(7),
             ControlAnswer::Refused(refusal) => refusal.encode(&mut out),
         }
         out.freeze()
@@ -345,6 +356,7 @@ impl ControlAnswer {
             }
             5 => ControlAnswer::RebalancingSet,
             6 => ControlAnswer::Unchanged,
+            7 => ControlAnswer::Recovering,
             kind => ControlAnswer::Refused(Refusal::decode(kind, &mut r)?),
         };
         r.finish()?;

@@ -218,13 +218,14 @@ impl<'a> Planner<'a> {
     /// is out for good: one that works towards an older wish might still add it.
     fn confirm_left(&self) -> Vec<ControlCommand> {
         let mut commands = Vec::new();
-        for (group, record) in self.state.groups.iter().filter(|(_, r)| r.going().next().is_some()) {
+        for (group, record) in self.state.groups.iter().filter(|(_, r)| r.going().next().is_some() || r.rebirth.is_some()) {
             let Some(report) = self.observed.groups.get(group) else { continue };
             if report.record_epoch != record.epoch || report.change_pending || report.membership.is_joint() {
                 continue;
             }
             let replicas: Vec<ReplicaId> = record.going().map(|m| m.replica).filter(|r| !report.membership.contains(*r)).collect();
-            if !replicas.is_empty() {
+            let is_born = record.rebirth.is_some_and(|rebirth| report.membership.contains(rebirth.voter));
+            if !replicas.is_empty() || is_born {
                 commands.push(ControlCommand::ConfirmLeft { group: *group, expected_epoch: record.epoch, replicas });
             }
         }

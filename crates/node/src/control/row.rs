@@ -5,7 +5,7 @@
 //! A row's value is a format byte and then fixed-width fields (docs/formats.md, "Control rows").
 
 use super::command::expect_format;
-use super::state::{ControlState, Formats, GroupRecord, MOVE_BYTES_PER_SECOND, NodeProfile, NodeRecord, NodeState, Rebalancing};
+use super::state::{ControlState, Formats, GroupRecord, MOVE_BYTES_PER_SECOND, NodeProfile, NodeRecord, NodeState, Rebalancing, Rebirth};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{ClusterId, GroupId, Member, NodeId, ReplicaId};
@@ -87,6 +87,10 @@ impl ControlState {
                     put_members(&mut out, members);
                 }
                 put_optional_node(&mut out, record.preferred_leader);
+                if let Some(Rebirth { voter, from }) = record.rebirth {
+                    out.put_u64_le(voter.0);
+                    out.put_u64_le(from.map_or(0, |replica| replica.0));
+                }
             }
         }
         Some(out.freeze())
@@ -208,6 +212,8 @@ impl ControlState {
                     leaving: get_members(&mut r)?,
                     lost: get_members(&mut r)?,
                     preferred_leader: get_optional_node(&mut r)?,
+                    // Absent unless a recovery is under way.
+                    rebirth: if r.remaining() == 0 { None } else { Some(get_rebirth(&mut r)?) },
                 };
                 self.groups.insert(group, record);
             }
@@ -338,6 +344,11 @@ fn put_members(out: &mut BytesMut, members: &[Member]) {
 fn get_members(r: &mut Reader) -> Result<Vec<Member>, DecodeError> {
     let count = r.count(16, "members")?;
     (0..count).map(|_| Ok(Member { replica: ReplicaId(r.u64("replica id")?), node: NodeId(r.u64("node id")?) })).collect()
+}
+
+fn get_rebirth(r: &mut Reader) -> Result<Rebirth, DecodeError> {
+    let (voter, from) = (r.u64("replica id")?, r.u64("replica id")?);
+    Ok(Rebirth { voter: ReplicaId(voter), from: (from > 0).then_some(ReplicaId(from)) })
 }
 
 impl NodeState {

@@ -134,6 +134,17 @@ pub struct GroupRecord {
     pub lost: Vec<Member>,
     /// The node that should lead, so that leaders are spread evenly.
     pub preferred_leader: Option<NodeId>,
+    /// Set by a recovery, until the group's leader has reported.
+    pub rebirth: Option<Rebirth>,
+}
+
+/// How a group that lost its quorum goes on (decision record 0017): one of its voters is made anew, alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebirth {
+    /// The voter that it begins with.
+    pub voter: ReplicaId,
+    /// The replica on the same node that it is made of; `None`: no copy was left, it begins empty.
+    pub from: Option<ReplicaId>,
 }
 
 /// What the control group says about one replica.
@@ -170,8 +181,15 @@ impl ControlState {
         let epoch = 1;
         let group = |number: u32| {
             let voter = Member { replica: ReplicaId(u64::from(number) + 1), node };
-            let record =
-                GroupRecord { epoch, voters: vec![voter], learners: vec![], leaving: vec![], lost: vec![], preferred_leader: Some(node) };
+            let record = GroupRecord {
+                epoch,
+                voters: vec![voter],
+                learners: vec![],
+                leaving: vec![],
+                lost: vec![],
+                preferred_leader: Some(node),
+                rebirth: None,
+            };
             (GroupId(number), record)
         };
         ControlState {
@@ -208,6 +226,7 @@ impl ControlState {
             ControlCommand::RaiseFormat { level } => self.apply_raise_format(*level, &mut rows),
             ControlCommand::SetRebalancing { rebalancing } => Ok(self.apply_rebalancing(*rebalancing, &mut rows)),
             ControlCommand::SetMoveRate { bytes_per_second } => Ok(self.apply_move_rate(*bytes_per_second, &mut rows)),
+            ControlCommand::Recover(recovery) => self.apply_recovery(recovery, &mut rows),
         };
         let answer = result.unwrap_or_else(ControlAnswer::Refused);
         if !rows.is_empty() {
@@ -364,7 +383,15 @@ impl ControlState {
         let (voters, learners) = (wanted(voters), wanted(learners));
         let kept: BTreeSet<ReplicaId> = voters.iter().chain(&learners).map(|m| m.replica).collect();
         let leaving = record.wanted().chain(&record.leaving).filter(|m| !kept.contains(&m.replica)).copied().collect();
-        let changed = GroupRecord { epoch: record.epoch, voters, learners, leaving, lost: record.lost.clone(), preferred_leader };
+        let changed = GroupRecord {
+            epoch: record.epoch,
+            voters,
+            learners,
+            leaving,
+            lost: record.lost.clone(),
+            preferred_leader,
+            rebirth: record.rebirth,
+        };
         if changed == *record {
             return Ok(ControlAnswer::Unchanged);
         }
@@ -399,7 +426,9 @@ impl ControlState {
         if record.epoch != expected_epoch {
             return Err(Refusal::StaleEpoch { group, epoch: record.epoch });
         }
-        if !record.going().any(|m| replicas.contains(&m.replica)) {
+        // Whoever reports is born.
+        let was_reborn = record.rebirth.take().is_some();
+        if !was_reborn && !record.going().any(|m| replicas.contains(&m.replica)) {
             return Ok(ControlAnswer::Unchanged);
         }
         record.leaving.retain(|m| !replicas.contains(&m.replica));
@@ -488,6 +517,12 @@ impl ControlState {
     /// Whether a replica should exist.
     pub fn is_wanted(&self, key: ReplicaKey) -> bool {
         matches!(self.standing(key), Standing::Wanted(_))
+    }
+
+    /// Whether a recovery has its node make this replica of what is left there.
+    pub fn is_to_be_reborn(&self, key: ReplicaKey) -> bool {
+        let rebirth = self.groups.get(&key.group).and_then(|record| record.rebirth);
+        rebirth.is_some_and(|rebirth| rebirth.voter == key.replica)
     }
 
     /// The replicas that are wanted on a node or have not left it yet, in the order of their groups.

@@ -21,6 +21,7 @@ pub use merge::merge;
 
 use crate::request::Failure;
 use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{GroupId, Key, KeyRange, NodeId, ReplicaKey, Version};
 
@@ -100,8 +101,8 @@ pub struct ScanPart {
 pub struct ScanJob {
     /// Comes back with what was read.
     pub part: u64,
-    /// The replicas, with their generations in force.
-    pub shards: Vec<(ReplicaKey, u32)>,
+    /// The replicas, and where their rows in force are.
+    pub shards: Vec<(ReplicaKey, Filing)>,
     /// What to read of them.
     pub ask: ScanAsk,
 }

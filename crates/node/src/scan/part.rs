@@ -9,6 +9,7 @@ use crate::event::Now;
 use crate::message::PeerMessage;
 use crate::node::Node;
 use crate::replica::{ReadOf, Waiter, WaitingRead};
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::{GroupId, Instant, NodeId, ReplicaKey};
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ pub(crate) struct Serving {
     ask: ScanAsk,
     expires: Instant,
     waiting: BTreeSet<GroupId>,
-    ready: Vec<(ReplicaKey, u32)>,
+    ready: Vec<(ReplicaKey, Filing)>,
     refused: Vec<(GroupId, Option<NodeId>)>,
 }
 
@@ -54,7 +55,7 @@ impl Node {
     /// A shard of a part may be read: this node leads it and has applied what was committed.
     pub(crate) fn scan_shard_is_ready(&mut self, part: u64, group: GroupId) {
         let Some(replica) = self.replicas.get(&group) else { return };
-        let shard = (replica.key, replica.generation);
+        let shard = (replica.key, replica.filing);
         if let Some(serving) = self.scans.serving.get_mut(&part)
             && serving.waiting.remove(&group)
         {

@@ -22,7 +22,7 @@ use super::state::{CHECKPOINT_EVERY, ReplicaState};
 use crate::control::{ControlAnswer, ControlCommand, ControlState};
 use crate::request::WriteRefusal;
 use bytes::Bytes;
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES};
 use flotilla_storage::store::{StateStore, StoreError};
 use flotilla_types::wire::DecodeError;
 use flotilla_types::{Entry, EntryKind, GroupId, Key, LogIndex, Membership, ReplicaKey, Term, Timestamp, Version};
@@ -197,7 +197,7 @@ pub struct Applier<S: StateStore> {
     pub(super) scrubs: BTreeMap<ReplicaKey, Scrub<S::View>>,
     pub(super) failed: bool,
     damaged: Vec<(ReplicaKey, String)>,
-    writer: RowWriter,
+    pub(super) writer: RowWriter,
     overlay: BTreeMap<Key, Overlaid>,
     row_key: Vec<u8>,
     pub(super) faults: StateMachineFaults,
@@ -242,7 +242,8 @@ impl From<StoreError> for EntryError {
 
 impl Live {
     pub(super) fn new(replica: ReplicaKey, state: ReplicaState, idempotency: IdempotencyTable) -> Live {
-        Live { prefix: layout::data_prefix(replica, state.generation), state, stopped: None, idempotency, expiry: ExpirySweep::default() }
+        let Filing { under, generation } = state.filing(replica);
+        Live { prefix: layout::data_prefix(under, generation), state, stopped: None, idempotency, expiry: ExpirySweep::default() }
     }
 }
 
@@ -353,7 +354,7 @@ impl<S: StateStore> Applier<S> {
         if self.failed { Err(ApplyError::FailedBefore) } else { Ok(()) }
     }
 
-    fn apply_group(&mut self, group: GroupApply, seen_twice: &mut bool) -> Result<GroupApplied, ApplyError> {
+    pub(super) fn apply_group(&mut self, group: GroupApply, seen_twice: &mut bool) -> Result<GroupApplied, ApplyError> {
         let replica = group.replica;
         let mut result = GroupApplied {
             replica,

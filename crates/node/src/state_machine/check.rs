@@ -13,7 +13,7 @@ use super::rows::KeyHead;
 use super::state::ReplicaState;
 use crate::control::{ControlState, RowKey};
 use bytes::Bytes;
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, REPLICA_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES, REPLICA_PREFIX_BYTES, RowKind};
 use flotilla_types::{GroupId, Key, ReplicaKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub type RowVerdict<'a> = &'a mut dyn FnMut(Option<ReplicaKey>, String);
 pub struct RowCheck {
     /// The states that verify.
     states: BTreeMap<ReplicaKey, ReplicaState>,
+    /// Whose rows in force are filed where; all states come before all other rows.
+    in_force: BTreeMap<Filing, ReplicaKey>,
     damaged: BTreeSet<ReplicaKey>,
     rows: u64,
     keys: u64,
@@ -39,7 +41,7 @@ pub struct RowCheck {
 #[derive(Debug)]
 struct Generation {
     replica: ReplicaKey,
-    number: u32,
+    filing: Filing,
     keys: u64,
     bytes: u64,
     long: BTreeMap<Bytes, Long>,
@@ -104,31 +106,38 @@ impl RowCheck {
     fn state(&mut self, key: &[u8], value: &[u8], say: RowVerdict<'_>) {
         let Some(replica) = layout::parse_replica(key) else { return };
         match decode_state(key, value) {
-            Ok(state) => drop(self.states.insert(replica, state)),
+            Ok(state) => {
+                self.in_force.insert(state.filing(replica), replica);
+                self.states.insert(replica, state);
+            }
             Err(what) => self.blame(replica, what, say),
         }
     }
 
-    fn dead(&mut self, (replica, generation): (ReplicaKey, u32), key: &[u8], value: &[u8], say: RowVerdict<'_>) {
+    fn dead(&mut self, (under, generation): (ReplicaKey, u32), key: &[u8], value: &[u8], say: RowVerdict<'_>) {
+        let holder = self.in_force.get(&Filing { under, generation }).copied();
+        let replica = holder.unwrap_or(under);
         if let Err(error) = layout::verify(key, value) {
             self.blame(replica, format!("in the list of dead generations, {error}"), say);
         }
-        if self.states.get(&replica).is_some_and(|state| state.generation == generation) {
+        if holder.is_some() {
             self.blame(replica, format!("generation {generation} is in force and listed as dead"), say);
         }
-        self.aside.remove(&(replica, generation));
+        self.aside.remove(&(under, generation));
     }
 
-    fn data(&mut self, (replica, number): (ReplicaKey, u32), key: &[u8], value: &[u8], say: RowVerdict<'_>) {
-        if self.open.as_ref().is_none_or(|open| (open.replica, open.number) != (replica, number)) {
+    fn data(&mut self, (under, generation): (ReplicaKey, u32), key: &[u8], value: &[u8], say: RowVerdict<'_>) {
+        let filing = Filing { under, generation };
+        if self.open.as_ref().is_none_or(|open| open.filing != filing) {
             self.close(say);
-            if self.states.get(&replica).is_none_or(|state| state.generation != number) {
-                *self.aside.entry((replica, number)).or_default() += 1;
+            let Some(replica) = self.in_force.get(&filing) else {
+                *self.aside.entry((under, generation)).or_default() += 1;
                 return;
-            }
-            self.open = Some(Generation::new(replica, number));
+            };
+            self.open = Some(Generation::new(*replica, filing));
         }
         let open = self.open.as_mut().expect("it was just opened");
+        let replica = open.replica;
         let (keys, version) = (open.keys, self.states[&replica].version);
         let taken = open.take(&key[GENERATION_PREFIX_BYTES..], value);
         self.keys += open.keys - keys;
@@ -154,8 +163,8 @@ impl RowCheck {
 }
 
 impl Generation {
-    fn new(replica: ReplicaKey, number: u32) -> Generation {
-        Generation { replica, number, keys: 0, bytes: 0, long: BTreeMap::new(), control: Vec::new(), deadlines: 0 }
+    fn new(replica: ReplicaKey, filing: Filing) -> Generation {
+        Generation { replica, filing, keys: 0, bytes: 0, long: BTreeMap::new(), control: Vec::new(), deadlines: 0 }
     }
 
     /// Takes a row; gives what a key row says.

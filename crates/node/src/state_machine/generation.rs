@@ -12,7 +12,7 @@ use super::snapshot::{ChunkError, Incoming};
 use super::state::ReplicaState;
 use crate::control::{ControlState, RowKey};
 use bytes::Bytes;
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError, StoreView, WriteBatch};
 use flotilla_types::{GroupId, ReplicaKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,16 +91,17 @@ pub(super) fn read_states<S: StateStore>(store: &S) -> Result<Found, StoreError>
         return Err(StoreError::Damaged(format!("there is a row \"{}\" in no known table", key.escape_ascii())));
     }
     for (replica, state) in &found.replicas {
-        if found.dead.contains(&(*replica, state.generation)) {
+        let Filing { under, generation } = state.filing(*replica);
+        if found.dead.contains(&(under, generation)) {
             return Err(StoreError::Damaged(format!("generation {} of {replica} is in force and listed as dead", state.generation)));
         }
     }
-    let all: Vec<(ReplicaKey, u32)> = found.replicas.iter().map(|(replica, state)| (*replica, state.generation)).collect();
-    for (replica, generation) in all {
+    let all: Vec<(ReplicaKey, Filing)> = found.replicas.iter().map(|(replica, state)| (*replica, state.filing(*replica))).collect();
+    for (replica, Filing { under, generation }) in all {
         let read = match replica.group {
-            GroupId::CONTROL => read_control(&view, replica, generation)
+            GroupId::CONTROL => read_control(&view, under, generation)
                 .map(|control| found.replicas.get_mut(&replica).expect("just listed").control = control),
-            _ => IdempotencyTable::read(&view, replica, generation).map(|table| drop(found.idempotency.insert(replica, table))),
+            _ => IdempotencyTable::read(&view, under, generation).map(|table| drop(found.idempotency.insert(replica, table))),
         };
         match read {
             Ok(()) => {}
@@ -182,13 +183,13 @@ impl<S: StateStore> Applier<S> {
     pub fn destroy(&mut self, replica: ReplicaKey) -> Result<(), ApplyError> {
         self.check()?;
         let generations = match self.replicas.get(&replica) {
-            Some(live) => vec![live.state.generation],
+            Some(live) => vec![live.state.filing(replica)],
             // Its state is damaged, so its generation is not known: look for it.
-            None => self.generations_of(replica)?,
+            None => self.generations_of(replica)?.into_iter().map(|generation| Filing { under: replica, generation }).collect(),
         };
         let mut writer = RowWriter::default();
-        for generation in &generations {
-            put_dead(&mut writer, replica, *generation);
+        for Filing { under, generation } in &generations {
+            put_dead(&mut writer, *under, *generation);
         }
         writer.batch.delete(Bytes::copy_from_slice(&layout::state_key(replica)));
         self.write(writer.batch)?;
@@ -196,7 +197,7 @@ impl<S: StateStore> Applier<S> {
         self.scrubs.remove(&replica);
         // What was being installed is on the dead list already.
         self.installing.retain(|(r, _), _| *r != replica);
-        self.dead.extend(generations.into_iter().map(|generation| (replica, generation)));
+        self.dead.extend(generations.into_iter().map(|filing| (filing.under, filing.generation)));
         Ok(())
     }
 
@@ -269,7 +270,7 @@ impl<S: StateStore> Applier<S> {
         let refused = |source| InstallError::Refused { replica, source };
         incoming.check_complete(&state).map_err(refused)?;
         let live = self.replicas.get(&replica).ok_or(InstallError::NotUnderWay { replica, generation })?;
-        let old = live.state.generation;
+        let old = live.state.filing(replica);
         // The log has gone on past the snapshot while it was under way: going back would undo entries.
         if state.applied.0 < live.state.applied.0 {
             return Err(refused(ChunkError::Stale { snapshot: state.applied.0, applied: live.state.applied.0 }));
@@ -280,17 +281,17 @@ impl<S: StateStore> Applier<S> {
             GroupId::CONTROL => (read_control(&view, replica, generation)?, IdempotencyTable::default()),
             _ => (None, IdempotencyTable::read(&view, replica, generation)?),
         };
-        let state = ReplicaState { generation, generation_highest, control, ..state };
+        let state = ReplicaState { generation, generation_highest, filed_under: None, control, ..state };
         let mut writer = RowWriter::default();
         writer.put_own(&layout::state_key(replica), |out| state.encode_into(out));
         writer.batch.delete(Bytes::copy_from_slice(&layout::dead_key(replica, generation)));
-        put_dead(&mut writer, replica, old);
+        put_dead(&mut writer, old.under, old.generation);
         self.write(writer.batch)?;
         if !self.faults.snapshot_switched_before_durable {
             self.store.persist().inspect_err(|_| self.failed = true)?;
         }
         self.dead.remove(&(replica, generation));
-        self.dead.insert((replica, old));
+        self.dead.insert((old.under, old.generation));
         // It looks at rows that are in force no more.
         self.scrubs.remove(&replica);
         self.replicas.insert(replica, Live::new(replica, state.clone(), idempotency));

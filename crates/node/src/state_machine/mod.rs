@@ -4,7 +4,7 @@
 //! - [`apply`]: the [`Applier`], which turns committed entries of all replicas of a node into one
 //!   batch of rows, the applied index among them; `change` is what each mutation does to its key, `idempotency`
 //!   remembers what was answered under an `Idempotency-Key`, [`expiry`] knows which keys' time is over; [`generation`] is its part that creates, installs
-//!   and sweeps; [`rows`] builds the rows and chains the hash over them;
+//!   and sweeps; `rebirth` its part that makes a group's last copy its only voter; [`rows`] builds the rows and chains the hash over them;
 //! - [`state`]: what a replica knows of itself besides its keys, stored in one row;
 //! - [`read`]: point reads, on any thread;
 //! - [`check`]: whether the rows of a store at rest make sense;
@@ -23,6 +23,7 @@ pub mod generation;
 mod idempotency;
 pub mod mutation;
 pub mod read;
+mod rebirth;
 pub mod rows;
 pub mod scan;
 pub mod scrub;
@@ -37,8 +38,10 @@ pub use mutation::{
     ENTRY_BYTES_MAX, ENTRY_KEYS_MAX, IDEMPOTENT_BYTES, INCREMENT_BYTES, Mutation, MutationBatch, MutationError, Mutations, TTL_BYTES,
 };
 pub use read::ReadError;
+pub(crate) use rebirth::REPLICA_MARGIN_BITS;
+pub use rebirth::{ControlRebirth, RebirthJob, VERSION_MARGIN};
 pub use scan::run_scan;
-pub(crate) use scrub::mark as scrub_mark;
 pub use scrub::{ScrubMark, ScrubStep};
+pub(crate) use scrub::{is_mark as is_scrub_mark, mark as scrub_mark};
 pub use snapshot::{ChunkError, SnapshotReader};
 pub use state::{CHECKPOINT_EVERY, ReplicaState};

@@ -11,7 +11,7 @@ use super::expiry::is_expired;
 use super::generation::decode_state;
 use super::rows::{KeyHead, chunk_rest};
 use bytes::{Bytes, BytesMut};
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError, StoreView};
 use flotilla_types::{Key, ReplicaKey, Timestamp, Version};
 
@@ -27,14 +27,14 @@ pub enum ReadError {
 ///
 /// # Errors
 /// If the store fails or a row is damaged.
-pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: &Key) -> Result<Option<(Version, Bytes)>, ReadError> {
-    let row_key = layout::key_row(replica, generation, key.as_bytes());
+pub fn get<S: StateStore>(store: &S, replica: ReplicaKey, filing: Filing, key: &Key) -> Result<Option<(Version, Bytes)>, ReadError> {
+    let row_key = layout::key_row(filing.under, filing.generation, key.as_bytes());
     let view = store.view()?;
     match decode(&row_key, view.get(&row_key)?)? {
         None => Ok(None),
         Some((head, _)) if is_expired(&view, replica, &head)? => Ok(None),
         Some((head, value)) if head.chunks == 0 => Ok(Some((head.version, value))),
-        Some((head, _)) => Ok(Some((head.version, read_chunks(&view, replica, generation, key, head)?))),
+        Some((head, _)) => Ok(Some((head.version, read_chunks(&view, filing, key, head)?))),
     }
 }
 
@@ -60,8 +60,8 @@ pub(super) fn clock_in_force<V: StoreView>(view: &V, replica: ReplicaKey, genera
 ///
 /// # Errors
 /// If the store fails or the row is damaged.
-pub fn head<S: StateStore>(store: &S, replica: ReplicaKey, generation: u32, key: &Key) -> Result<Option<(Version, u64)>, ReadError> {
-    let row_key = layout::key_row(replica, generation, key.as_bytes());
+pub fn head<S: StateStore>(store: &S, replica: ReplicaKey, filing: Filing, key: &Key) -> Result<Option<(Version, u64)>, ReadError> {
+    let row_key = layout::key_row(filing.under, filing.generation, key.as_bytes());
     let view = store.view()?;
     match decode(&row_key, view.get(&row_key)?)? {
         Some((head, _)) if !is_expired(&view, replica, &head)? => Ok(Some((head.version, u64::from(head.value_bytes)))),
@@ -75,15 +75,14 @@ fn decode(row_key: &[u8], row: Option<Bytes>) -> Result<Option<(KeyHead, Bytes)>
 
 pub(super) fn read_chunks<V: StoreView>(
     view: &V,
-    replica: ReplicaKey,
-    generation: u32,
+    Filing { under, generation }: Filing,
     key: &Key,
     head: KeyHead,
 ) -> Result<Bytes, StoreError> {
-    let damaged = |what: String| StoreError::Damaged(format!("the value of key \"{key}\" of {replica} {what}"));
+    let damaged = |what: String| StoreError::Damaged(format!("the value of key \"{key}\" of {under} {what}"));
     let mut value = BytesMut::with_capacity(head.value_bytes as usize);
     for number in 0..head.chunks {
-        let row_key = layout::data_row(replica, generation, RowKind::Chunk, &chunk_rest(key, number));
+        let row_key = layout::data_row(under, generation, RowKind::Chunk, &chunk_rest(key, number));
         let row = view.get(&row_key)?.ok_or_else(|| damaged(format!("lacks chunk {number} of {}", head.chunks)))?;
         let body = layout::verify(&row_key[GENERATION_PREFIX_BYTES..], &row)?;
         let Some((version, piece)) = body.split_first_chunk::<8>() else {

@@ -9,7 +9,7 @@ use super::rows::KeyHead;
 use crate::request::{Failure, FailureReason};
 use crate::scan::{ITEM_BYTES, ScanAsk, ScanChunk, ScanItem, ScanJob, Scanned};
 use bytes::Bytes;
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError, StoreView};
 use flotilla_types::{Key, KeyRange, ReplicaKey, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
@@ -46,11 +46,11 @@ fn scan<S: StateStore>(
     let bytes_ahead = (ask.bytes_max as usize / job.shards.len().max(1)).min(READ_AHEAD_BYTES);
     let mut gone = Vec::new();
     let mut sources: Vec<Source> = Vec::new();
-    for (replica, generation) in &job.shards {
+    for (replica, filing) in &job.shards {
         *at = Some(*replica);
         // In this very view: rows of a generation that is not in force may be swept in part.
-        match clock_in_force(&view, *replica, *generation)? {
-            Some(clock) => sources.push(Source::new(*replica, *generation, clock, &ask.range)),
+        match clock_in_force(&view, *replica, filing.generation)? {
+            Some(clock) => sources.push(Source::new(*replica, *filing, clock, &ask.range)),
             None => gone.push(replica.group),
         }
     }
@@ -78,7 +78,7 @@ fn scan<S: StateStore>(
         let value = match (ask.keys_only, head.chunks) {
             (true, _) => None,
             (false, 0) => Some(inline),
-            (false, _) => Some(read_chunks(&view, source.replica, source.generation, &key, head)?),
+            (false, _) => Some(read_chunks(&view, source.filing, &key, head)?),
         };
         bytes += row_bytes;
         chunk.items.push(ScanItem { key, version: head.version, value });
@@ -100,7 +100,7 @@ struct Row {
 /// One shard's rows, from where they are not read yet.
 struct Source {
     replica: ReplicaKey,
-    generation: u32,
+    filing: Filing,
     /// The shard's clock: what has expired by it is not there.
     clock: Timestamp,
     /// What is left to be read, as keys of the store.
@@ -116,10 +116,10 @@ impl Row {
 }
 
 impl Source {
-    fn new(replica: ReplicaKey, generation: u32, clock: Timestamp, range: &KeyRange) -> Source {
-        let row = |rest: &[u8]| layout::data_row(replica, generation, RowKind::Key, rest);
+    fn new(replica: ReplicaKey, filing: Filing, clock: Timestamp, range: &KeyRange) -> Source {
+        let row = |rest: &[u8]| layout::data_row(filing.under, filing.generation, RowKind::Key, rest);
         let to = range.end.as_ref().map_or_else(|| layout::prefix_end(&row(&[])), |end| row(end));
-        Source { replica, generation, clock, from: row(&range.start), to, ahead: VecDeque::new() }
+        Source { replica, filing, clock, from: row(&range.start), to, ahead: VecDeque::new() }
     }
 
     /// Reads the next rows, up to so many rows and bytes; none are left behind the last.

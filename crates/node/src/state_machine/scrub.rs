@@ -11,7 +11,7 @@
 use super::apply::{Applier, ApplyError};
 use super::state::ReplicaState;
 use bytes::Bytes;
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StateStore, StoreError, StoreView};
 use flotilla_types::{LogIndex, ReplicaKey, Term};
 use std::collections::BTreeMap;
@@ -74,7 +74,7 @@ pub(crate) fn mark() -> Bytes {
     Bytes::from_static(MARK)
 }
 
-pub(super) fn is_mark(data: &[u8]) -> bool {
+pub(crate) fn is_mark(data: &[u8]) -> bool {
     data == MARK
 }
 
@@ -87,7 +87,8 @@ pub(super) fn open<V>(scrubs: &mut BTreeMap<ReplicaKey, Scrub<V>>, view: V, repl
         // All of the state that follows from the entries applied.
         let counters = [index.0, term.0, state.version.0, state.clock.0, state.hash, state.keys, state.bytes];
         let hash = counters.iter().fold(0, |hash, number| xxh3_64_with_seed(&number.to_le_bytes(), hash));
-        let prefix = layout::data_prefix(replica, state.generation);
+        let Filing { under, generation } = state.filing(replica);
+        let prefix = layout::data_prefix(under, generation);
         let from = prefix.to_vec();
         scrubs.insert(replica, Scrub { index, view, prefix, from, hash, keys: 0, keys_counted: state.keys });
     }

@@ -8,7 +8,7 @@
 use super::generation::decode_state;
 use super::state::ReplicaState;
 use bytes::{BufMut, Bytes, BytesMut};
-use flotilla_storage::store::layout::{self, GENERATION_PREFIX_BYTES, RowKind};
+use flotilla_storage::store::layout::{self, Filing, GENERATION_PREFIX_BYTES, RowKind};
 use flotilla_storage::store::{StoreError, StoreView, WriteBatch};
 use flotilla_types::wire::{DecodeError, Reader, Write};
 use flotilla_types::{LogIndex, ReplicaKey};
@@ -95,8 +95,11 @@ impl<V: StoreView> SnapshotReader<V> {
     pub fn open(view: V, replica: ReplicaKey) -> Result<Option<SnapshotReader<V>>, StoreError> {
         let key = layout::state_key(replica);
         let Some(row) = view.get(&key)? else { return Ok(None) };
-        let state = decode_state(&key, &row).map_err(StoreError::Damaged)?;
-        let prefix = layout::data_prefix(replica, state.generation);
+        let mut state = decode_state(&key, &row).map_err(StoreError::Damaged)?;
+        let Filing { under, generation } = state.filing(replica);
+        let prefix = layout::data_prefix(under, generation);
+        // Where they are filed is this node's own affair.
+        state.filed_under = None;
         Ok(Some(SnapshotReader {
             view,
             state,

@@ -4,18 +4,21 @@
 
 use crate::control::ControlState;
 use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_storage::store::layout::Filing;
 use flotilla_types::wire::{DecodeError, Reader};
-use flotilla_types::{LogIndex, Membership, Term, Timestamp, Version};
+use flotilla_types::{LogIndex, Membership, ReplicaId, ReplicaKey, Term, Timestamp, Version};
 use std::sync::Arc;
 
 /// The chained hash is reported at indexes that are multiples of this.
 pub const CHECKPOINT_EVERY: u64 = 256;
 
 const FORMAT: u8 = 1;
+/// The same, with the id that the rows are filed under behind it.
+const FORMAT_FILED: u8 = 2;
 
 /// A replica's state, as its state row holds it.
 ///
-/// Invariants: all but `generation`, `generation_highest` and `control` follow from the entries
+/// Invariants: all but `generation`, `generation_highest`, `filed_under` and `control` follow from the entries
 /// applied, so that replicas at one index are equal in them; `generation` <= `generation_highest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaState {
@@ -23,6 +26,9 @@ pub struct ReplicaState {
     pub generation: u32,
     /// The highest generation ever begun here; the next install takes one above it.
     pub generation_highest: u32,
+    /// The replica id that the rows in force are filed under; `None`: its own. Set where the replica was made of an
+    /// earlier one on this node (a recovery); the next install ends it.
+    pub filed_under: Option<ReplicaId>,
     /// The last entry applied.
     pub applied: (LogIndex, Term),
     /// The configuration as applied.
@@ -51,6 +57,7 @@ impl ReplicaState {
         ReplicaState {
             generation: 1,
             generation_highest: 1,
+            filed_under: None,
             applied: (LogIndex(0), Term(0)),
             membership,
             version: Version(0),
@@ -68,6 +75,12 @@ impl ReplicaState {
         self.generation_highest + 1
     }
 
+    /// Where the rows in force are, if this is the state of `replica`.
+    pub fn filing(&self, replica: ReplicaKey) -> Filing {
+        let under = ReplicaKey { replica: self.filed_under.unwrap_or(replica.replica), ..replica };
+        Filing { under, generation: self.generation }
+    }
+
     /// The encoding (docs/formats.md, "The state store"), without the control state.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(192);
@@ -77,7 +90,7 @@ impl ReplicaState {
 
     /// Appends the encoding.
     pub fn encode_into(&self, out: &mut BytesMut) {
-        out.put_u8(FORMAT);
+        out.put_u8(if self.filed_under.is_some() { FORMAT_FILED } else { FORMAT });
         out.put_u32_le(self.generation);
         out.put_u32_le(self.generation_highest);
         let (index, hash) = self.checkpoint.unwrap_or_default();
@@ -86,6 +99,9 @@ impl ReplicaState {
             out.put_u64_le(number);
         }
         self.membership.encode(out);
+        if let Some(replica) = self.filed_under {
+            out.put_u64_le(replica.0);
+        }
     }
 
     /// Reads what [`ReplicaState::encode`] wrote.
@@ -95,11 +111,12 @@ impl ReplicaState {
     pub fn decode(bytes: Bytes) -> Result<ReplicaState, DecodeError> {
         let mut reader = Reader::new(bytes);
         let r = &mut reader;
-        match r.u8("state format")? {
-            FORMAT => {}
+        let is_filed = match r.u8("state format")? {
+            FORMAT => false,
+            FORMAT_FILED => true,
             other => return Err(DecodeError::Invalid("state format", u64::from(other))),
-        }
-        let state = ReplicaState {
+        };
+        let mut state = ReplicaState {
             generation: r.u32("generation")?,
             generation_highest: r.u32("highest generation")?,
             applied: (LogIndex(r.u64("applied index")?), Term(r.u64("applied term")?)),
@@ -110,8 +127,12 @@ impl ReplicaState {
             keys: r.u64("keys")?,
             bytes: r.u64("bytes")?,
             membership: Membership::decode(r)?,
+            filed_under: None,
             control: None,
         };
+        if is_filed {
+            state.filed_under = Some(ReplicaId(r.u64("replica id of the rows")?));
+        }
         reader.finish()?;
         Ok(state)
     }

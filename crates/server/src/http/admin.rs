@@ -23,6 +23,7 @@ pub(super) fn request(route: Route<'_>, query: &Query) -> Result<AdminRequest, P
             let absent = || Problem::new(ErrorCode::ShardAbsent, format!("{id:?} is no shard's number"));
             AdminAction::MoveLeader { shard: shard.ok_or_else(absent)?, to: query.text("to")?.map(str::to_owned) }
         }
+        Route::Recover => AdminAction::Recover { plan: query.text("plan")?.map(str::to_owned) },
         _ => {
             let (paused, rate) = (query.switch("paused")?, query.size("bytes_per_second")?);
             AdminAction::SetRebalancing { paused, bytes_per_second: rate.map(|rate| rate.0) }

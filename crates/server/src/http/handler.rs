@@ -218,7 +218,7 @@ impl<B: Backend> Exchange<'_, B> {
                     other => unexpected(other, Outcome::Unknown),
                 })
             }
-            Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance => {
+            Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance | Route::Recover => {
                 self.check_origin()?;
                 let request = NodeRequest::Admin(admin::request(route, &query)?);
                 Ok(match self.door.backend.request(request, query.timeout()?).await {

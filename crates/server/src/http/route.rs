@@ -33,6 +33,8 @@ pub(super) enum Route<'a> {
     ShardLeader(&'a str),
     /// `POST /v1/cluster/rebalance`.
     Rebalance,
+    /// `POST /v1/cluster/recover`.
+    Recover,
     /// `GET /v1/locate/{key}`.
     Locate(&'a str),
     /// `GET /v1/stats`.
@@ -130,6 +132,7 @@ impl<'a> Route<'a> {
             "/v1/cluster" => (Route::Cluster, read, "GET, HEAD"),
             "/v1/cluster/nodes" => (Route::Join, method == Method::POST, "POST"),
             "/v1/cluster/rebalance" => (Route::Rebalance, method == Method::POST, "POST"),
+            "/v1/cluster/recover" => (Route::Recover, method == Method::POST, "POST"),
             "/livez" => (Route::Livez, read, "GET, HEAD"),
             "/readyz" => (Route::Readyz, read, "GET, HEAD"),
             "/metrics" => (Route::Metrics, read, "GET, HEAD"),
@@ -174,7 +177,7 @@ impl<'a> Route<'a> {
             Route::DeleteRange => RouteKind::DeleteRange,
             Route::Batch => RouteKind::Batch,
             Route::Cluster | Route::Join | Route::Locate(_) | Route::Stats => RouteKind::Cluster,
-            Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance => RouteKind::Admin,
+            Route::NodeRemove(_) | Route::NodeDrain(_) | Route::ShardLeader(_) | Route::Rebalance | Route::Recover => RouteKind::Admin,
             Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Dashboard(_) => RouteKind::Probe,
             Route::NotBuilt | Route::WrongMethod(_) | Route::Unknown => RouteKind::Other,
         }
@@ -193,6 +196,7 @@ impl<'a> Route<'a> {
             Route::NodeDrain(_) => Some(&["timeout", "undo", "dry_run"]),
             Route::ShardLeader(_) => Some(&["timeout", "to", "dry_run"]),
             Route::Rebalance => Some(&["timeout", "paused", "bytes_per_second", "dry_run"]),
+            Route::Recover => Some(&["timeout", "plan", "dry_run"]),
             Route::Cluster => Some(&["timeout", "consistency"]),
             Route::KvDelete(_) | Route::Join | Route::Locate(_) | Route::Stats => Some(&["timeout"]),
             Route::Livez | Route::Readyz | Route::Metrics | Route::OpenApi | Route::Dashboard(_) => Some(&[]),
@@ -225,6 +229,7 @@ mod tests {
         assert_eq!(route("POST", "/v1/cluster/nodes/n1/drain"), Route::NodeDrain("n1"));
         assert_eq!(route("POST", "/v1/shards/3/leader"), Route::ShardLeader("3"));
         assert_eq!(route("POST", "/v1/cluster/rebalance"), Route::Rebalance);
+        assert_eq!(route("POST", "/v1/cluster/recover"), Route::Recover);
         assert_eq!(route("GET", "/v1/locate/x/y"), Route::Locate("x/y"));
         for (method, path) in [("POST", "/v1/txn"), ("GET", "/v1/watch"), ("GET", "/v1/backup"), ("POST", "/v1/restore")] {
             assert_eq!(route(method, path), Route::NotBuilt, "{method} {path}");

@@ -69,6 +69,7 @@ impl Shard {
             change_pending: self.pending.is_some(),
             record_epoch,
             bytes: 64 << 20,
+            load: None,
             scrub: Default::default(),
             sending: None,
         }

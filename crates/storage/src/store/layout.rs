@@ -69,6 +69,16 @@ impl RowKind {
     }
 }
 
+/// Where the rows of a replica that are in force are filed. They stay where they are when the replica becomes another
+/// one (decision record 0017), so `under` may be an earlier id of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Filing {
+    /// The replica whose rows they were first.
+    pub under: ReplicaKey,
+    /// The generation. It alone tells a replica's generations apart, whatever they are filed under.
+    pub generation: u32,
+}
+
 fn put_replica(out: &mut impl BufMut, table: u8, replica: ReplicaKey) {
     out.put_u8(table);
     out.put_u32(replica.group.0);
