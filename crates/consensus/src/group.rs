@@ -357,6 +357,15 @@ impl Group {
         }
     }
 
+    /// The replica that leadership is being handed to is gone: this one leads on. Should the other have begun to campaign, votes decide.
+    pub fn abandon_transfer_to(&mut self, to: ReplicaId) {
+        if self.raw.raft.lead_transferee == Some(to.0) {
+            // The library's way to say so: a transfer to oneself ends one to another, and is no transfer.
+            let own = self.raw.raft.id;
+            self.raw.transfer_leader(own);
+        }
+    }
+
     /// Whether leadership is being handed over.
     pub fn is_transferring(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()

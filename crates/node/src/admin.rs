@@ -547,8 +547,15 @@ mod tests {
     }
 
     fn without(removed: u64, present: &[u64], wanted: &[u64], up: &[u64]) -> bool {
-        let record =
-            GroupRecord { epoch: 7, voters: members(wanted), learners: vec![], leaving: vec![], lost: vec![], preferred_leader: None };
+        let record = GroupRecord {
+            epoch: 7,
+            voters: members(wanted),
+            learners: vec![],
+            leaving: vec![],
+            lost: vec![],
+            rebirth: None,
+            preferred_leader: None,
+        };
         let report = GroupReport {
             leader: NodeId(present[0]),
             term: Term(2),

@@ -36,11 +36,14 @@ pub enum Unfit {
     StandsStill = 2,
     /// There is no room on the disk.
     DiskFull = 3,
+    /// The process is about to end.
+    ShuttingDown = 4,
 }
 
 impl Unfit {
     pub(crate) fn from_byte(byte: u8) -> Result<Unfit, DecodeError> {
-        let known = [Unfit::SlowDisk, Unfit::StandsStill, Unfit::DiskFull].into_iter().find(|unfit| *unfit as u8 == byte);
+        let known =
+            [Unfit::SlowDisk, Unfit::StandsStill, Unfit::DiskFull, Unfit::ShuttingDown].into_iter().find(|unfit| *unfit as u8 == byte);
         known.ok_or(DecodeError::Invalid("fitness", u64::from(byte)))
     }
 
@@ -50,6 +53,7 @@ impl Unfit {
             Unfit::SlowDisk => "slow-disk",
             Unfit::StandsStill => "stands-still",
             Unfit::DiskFull => "disk-full",
+            Unfit::ShuttingDown => "shutting-down",
         }
     }
 
@@ -59,6 +63,7 @@ impl Unfit {
             Unfit::SlowDisk => "has a slow disk",
             Unfit::StandsStill => "stands still now and then",
             Unfit::DiskFull => "has no room on its disk",
+            Unfit::ShuttingDown => "is shutting down",
         }
     }
 }
@@ -105,7 +110,8 @@ impl Node {
     /// Why this node should not lead, if it should not.
     pub(crate) fn unfit(&self) -> Option<Unfit> {
         let full = self.log_is_full || self.disk_is_low;
-        full.then_some(Unfit::DiskFull).or(self.fitness.slow.map(|(unfit, _)| unfit))
+        let leaves = self.shutting_down.then_some(Unfit::ShuttingDown);
+        leaves.or(full.then_some(Unfit::DiskFull)).or(self.fitness.slow.map(|(unfit, _)| unfit))
     }
 
     /// Whether a peer is there and has not said that it should not lead.
@@ -131,6 +137,7 @@ impl Node {
         let unfit = self.unfit();
         let before = std::mem::replace(&mut self.fitness.was_unfit, unfit);
         match (before, unfit) {
+            (_, Some(Unfit::ShuttingDown)) => {}
             (None, Some(unfit)) => {
                 let line = format!("this node {}: others that can lead its shards shall do so", unfit.in_words());
                 self.out.notices.push(Notice::warning(line));
@@ -139,7 +146,7 @@ impl Node {
             _ => {}
         }
         let Some(reason) = unfit else { return };
-        if before.is_none() || now.instant >= self.fitness.next_tell {
+        if before != unfit || now.instant >= self.fitness.next_tell {
             self.fitness.next_tell = now.instant + TELL_INTERVAL;
             let peers: Vec<NodeId> = self.links.iter().filter(|(_, link)| link.up).map(|(node, _)| *node).collect();
             for peer in peers {

@@ -67,7 +67,7 @@ pub struct NodeStatus {
     pub state: &'static str,
     /// For how long it has been down; null if it is not, or where only the control group's leader could tell.
     pub down_for_ms: Option<u64>,
-    /// Why it should not lead: slow-disk, stands-still or disk-full; null if it may.
+    /// Why it should not lead: slow-disk, stands-still, disk-full or shutting-down; null if it may.
     pub unfit: Option<&'static str>,
     #[serde(skip)]
     unfit_in_words: Option<&'static str>,

@@ -171,6 +171,7 @@ impl Node {
                 && replica.is_leader()
             {
                 replica.group.report_unreachable(there);
+                replica.group.abandon_transfer_to(there);
             }
             if refused && replica.leader_node() == Some(peer) {
                 replica.campaign_at = Some(now.instant + LOST_LEADER_GRACE);
@@ -419,6 +420,8 @@ impl Node {
     /// Hands every leadership over before the process ends.
     pub(crate) fn hand_over(&mut self, now: Now) {
         self.shutting_down = true;
+        // First of all: else the new leaders hand back what they get, since this is the node that should have it.
+        self.look_after_fitness(now);
         let led: Vec<GroupId> = self.replicas.iter().filter(|(_, replica)| replica.is_leader()).map(|(group, _)| *group).collect();
         for group in led {
             self.hand_over_group(group, now.instant);

@@ -23,9 +23,9 @@ pub mod host;
 mod injection;
 #[cfg(test)]
 mod lone_copy;
-pub mod moves;
 #[cfg(test)]
 mod lost_quorum;
+pub mod moves;
 pub mod network;
 mod process;
 pub mod queue;

@@ -163,7 +163,10 @@ fn a_majority_is_lost_and_what_is_left_goes_on(seed: u64) {
                 let has_more = group["keeps"]["index"] != group["keeps"]["agreed"];
                 let kept = now.get(key);
                 let is_later = has_more && kept.is_none_or(|(now, _)| now > version);
-                assert!(is_later || kept == Some(&(*version, value.clone())), "seed {seed}: {group_id}: key {key} had {version}, and has {kept:?}");
+                assert!(
+                    is_later || kept == Some(&(*version, value.clone())),
+                    "seed {seed}: {group_id}: key {key} had {version}, and has {kept:?}"
+                );
             }
         }
         let state = crate::process::read_state(&at.world.hosts[host].store, ReplicaKey { group: group_id, replica: view.replica });
