@@ -5,7 +5,7 @@
 //! 1. Replicas that a group is reported to run without are confirmed to have left.
 //! 2. Groups whose wanted members differ from `placement::assign` are changed, a few at a time; a group
 //!    is in motion until its leader reports exactly what is wanted, and left to it unless a node that it
-//!    is to move to was removed.
+//!    is to move to was removed or given up.
 //! 3. When nothing moves, preferred leaders are spread.
 //! 4. A node that is to leave and holds nothing any more is removed.
 //!
@@ -297,11 +297,11 @@ impl<'a> Planner<'a> {
         desired
     }
 
-    /// Whether the motion under way can never end, because a node that it counts on was removed: then
+    /// Whether the motion under way can never end, because a node that it counts on was removed or given up: then
     /// it is turned around in mid-course.
     fn is_hopeless(&self, record: &GroupRecord) -> bool {
         let removed = |node: NodeId| self.state.nodes.get(&node).is_none_or(|r| r.state == NodeState::Removed);
-        record.wanted().any(|m| removed(m.node))
+        record.wanted().any(|m| removed(m.node) || self.is_given_up(m.node))
     }
 
     /// Whether there is more at stake than balance: copies are missing, or sit where they must not stay.

@@ -2,7 +2,7 @@
 
 use super::*;
 use bytes::Bytes;
-use flotilla_types::{ClusterId, GroupId, NodeId, ReplicaId, ReplicaKey, Role};
+use flotilla_types::{ClusterId, GroupId, Membership, NodeId, ReplicaId, ReplicaKey, Role, Term};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +51,37 @@ fn a_repeated_join_gets_the_same_answer_and_a_taken_name_is_refused() {
     assert_eq!((again.answer, again.rows.len(), state.epoch), (first.answer, 0, epoch));
     let taken = Refusal::NameTaken { holder: NodeId(2), holder_state: NodeState::Active };
     assert_eq!(state.apply(&add(3, "b", None)).answer, ControlAnswer::Refused(taken));
+}
+
+/// Else it waits for ever for a node that nobody waits for any more.
+#[test]
+fn a_move_to_a_node_that_is_given_up_turns_around() {
+    let mut state = newborn();
+    for (node, name) in [(2, "b"), (3, "c"), (4, "d")] {
+        state.apply(&add(node, name, None));
+    }
+    state.apply(&set(&state.clone(), 1, &[1, 2, 3], &[]));
+    let present = Membership::of_voters(state.groups[&GroupId(1)].voters.iter().copied());
+    state.apply(&set(&state.clone(), 1, &[1, 2, 4], &[]));
+    let report = GroupReport {
+        leader: NodeId(1),
+        term: Term(2),
+        membership: present,
+        change_pending: false,
+        record_epoch: state.groups[&GroupId(1)].epoch,
+        bytes: 0,
+        load: None,
+        scrub: Default::default(),
+        sending: None,
+    };
+    let limits = PlanLimits::default();
+    let mut observed = Observed { groups: [(GroupId(1), report)].into(), ..Observed::default() };
+    observed.nodes.extend([1, 2, 3].map(|node| (NodeId(node), NodeHealth::Up)));
+    let for_time = limits.replace_after.expect("there is a limit unless told otherwise");
+    observed.nodes.insert(NodeId(4), NodeHealth::Down { for_time: for_time / 2 });
+    assert_eq!(plan(&state, &observed, &limits), [], "it may come back");
+    observed.nodes.insert(NodeId(4), NodeHealth::Down { for_time });
+    assert_eq!(plan(&state, &observed, &limits), [set(&state, 1, &[1, 2, 3], &[])]);
 }
 
 /// Else the leader on the old node hears nobody, and takes all nodes for dead.
