@@ -8,6 +8,7 @@ use crate::scan_load::{ScanPlan, load as load_ballast};
 use crate::wire::{Wire, WriteEnd};
 use anyhow::{Context, ensure};
 use flotilla::process_cpu::{processor_time_between, processor_times};
+use flotilla::text::encode_key;
 use flotilla_types::Rng;
 use serde::Serialize;
 use std::cell::{Cell, RefCell};
@@ -81,10 +82,12 @@ pub struct MoveCostReport {
     pub copies: u64,
     /// Bytes of keys and values that the joiners hold.
     pub bytes_moved: u64,
-    /// Moving against before: the rate of reads, and of writes.
+    /// Moving against the mean of before and after: the rate of reads, and of writes.
     pub rate_shares: (f64, f64),
-    /// The 99th percentile against the one before: of reads, and of writes.
+    /// The same of the 99th percentile.
     pub p99_factors: (f64, f64),
+    /// What failed, in words, with its number.
+    pub failures: BTreeMap<String, u64>,
     /// CPU seconds of all nodes a second, before and while moves were under way.
     pub servers_cpu: (f64, f64),
     /// Nodes that ended though nobody ended them.
@@ -134,7 +137,8 @@ impl MoveCostReport {
             ),
             format!("the nodes took {:.2} processors before, {:.2} meanwhile", self.servers_cpu.0, self.servers_cpu.1),
         ];
-        lines.into_iter().chain(self.unexpectedly_ended.iter().cloned()).collect()
+        let failures = self.failures.iter().map(|(words, count)| format!("{count} times {words}"));
+        lines.into_iter().chain(failures).chain(self.unexpectedly_ended.iter().cloned()).collect()
     }
 }
 
@@ -153,6 +157,7 @@ struct Load {
     keys: u64,
     value: Vec<u8>,
     samples: RefCell<Vec<Sample>>,
+    failures: RefCell<BTreeMap<String, u64>>,
     stop: Cell<bool>,
 }
 
@@ -183,6 +188,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &MoveCostPlan, say: impl Fn
         keys: plan.keys,
         value: vec![b'v'; plan.value_bytes],
         samples: RefCell::default(),
+        failures: RefCell::default(),
         stop: Cell::default(),
     });
     write_all(&load, plan.clients).await?;
@@ -229,7 +235,8 @@ pub async fn run(binary: &Path, folder: &Path, plan: &MoveCostPlan, say: impl Fn
         joiners.fold((0, 0), |(copies, bytes), node| (copies + node.replicas.unwrap_or(0), bytes + node.bytes.unwrap_or(0)));
     let unexpectedly_ended = cluster.unexpectedly_ended();
     cluster.stop();
-    let share = |of: fn(&Part) -> f64| of(&moving) / of(&quiet);
+    // The machine is not the same from one minute to the next.
+    let share = |of: fn(&Part) -> f64| of(&moving) / ((of(&quiet) + of(&after)) / 2.0);
     Ok(MoveCostReport {
         load_seconds,
         copies,
@@ -240,6 +247,7 @@ pub async fn run(binary: &Path, folder: &Path, plan: &MoveCostPlan, say: impl Fn
         quiet,
         moving,
         after,
+        failures: load.failures.borrow().clone(),
         unexpectedly_ended,
     })
 }
@@ -273,10 +281,17 @@ async fn ask(load: Rc<Load>, client: usize) {
     let mut wire = Wire::new(load.addresses[turn % load.addresses.len()], REQUEST_TIMEOUT);
     while !load.stop.get() {
         let (key, is_read, asked) = (key_of(rng.below(load.keys)), rng.chance(1, 2), Instant::now());
-        let is_fine = match is_read {
-            true => wire.get(&key, false).await.is_ok_and(|value| value.is_some()),
-            false => wire.put(&key, &load.value).await == WriteEnd::Done,
+        let path = format!("/v1/kv/{}?timeout={}ms", encode_key(&key), REQUEST_TIMEOUT.as_millis());
+        let (method, body): (_, &[u8]) = if is_read { ("GET", b"") } else { ("PUT", &load.value) };
+        let failure = match wire.exchange(method, &path, body).await {
+            Ok(reply) if (200..300).contains(&reply.status) => None,
+            Ok(reply) => Some(format!("{method}: {} {}", reply.status, String::from_utf8_lossy(&reply.body).trim_end())),
+            Err(error) => Some(format!("{method}: {error}")),
         };
+        let is_fine = failure.is_none();
+        if let Some(words) = failure {
+            *load.failures.borrow_mut().entry(words).or_default() += 1;
+        }
         let at = Instant::now();
         load.samples.borrow_mut().push(Sample { at, took: at - asked, is_read, is_fine });
         if !is_fine {

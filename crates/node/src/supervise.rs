@@ -145,6 +145,9 @@ impl Node {
     // ---- links ----
 
     pub(crate) fn handle_link_up(&mut self, peer: NodeId, now: Now) {
+        if self.is_removed(peer) {
+            return; // The news of its link was on its way when it was removed.
+        }
         self.links.insert(peer, Link { up: true, since: now.instant });
         self.out.notices.push(Notice::info("the link is up").of_peer(self.name_of(peer)));
         self.send(peer, PeerMessage::Clock { wall: now.wall });
@@ -176,6 +179,21 @@ impl Node {
             if refused && replica.leader_node() == Some(peer) {
                 replica.campaign_at = Some(now.instant + LOST_LEADER_GRACE);
             }
+        }
+    }
+
+    fn is_removed(&self, node: NodeId) -> bool {
+        self.control.nodes.get(&node).is_some_and(|record| record.state == NodeState::Removed)
+    }
+
+    /// Who was removed is no peer any more, and no news of its link will come: taken for linked, it would be forwarded to for ever
+    /// by whoever heard last of it as a shard's leader.
+    fn forget_links_of_the_removed(&mut self) {
+        let removed: Vec<NodeId> = self.links.keys().copied().filter(|node| self.is_removed(*node)).collect();
+        for node in removed {
+            self.links.remove(&node);
+            self.fail_forwards_to(node);
+            self.drop_transfers_to(node);
         }
     }
 
@@ -468,6 +486,7 @@ impl Node {
         self.supervision.addresses.retain(|node, address| !agreed(node, address));
         if self.peers() != peers_before {
             self.update_peers();
+            self.forget_links_of_the_removed();
             // How the others are reached must survive a restart, also where no control replica is.
             self.identity.control = self.control.encode();
             self.log.push(LogRecord::Identity(self.identity.encode()));

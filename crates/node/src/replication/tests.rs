@@ -184,3 +184,30 @@ fn damaged_rows_are_given_up_only_where_enough_other_copies_answer() {
     damage(&mut node, at(9));
     assert!(node.tombstones.contains(&SHARD));
 }
+
+#[test]
+fn a_request_is_not_forwarded_to_a_node_that_was_removed() {
+    let mut node = empty(Vec::new());
+    let mut control = node.control.clone();
+    let mut others = control.nodes[&NodeId(1)].clone();
+    for (id, name) in [(2, "n2"), (3, "n3")] {
+        others.profile.name = name.to_owned();
+        control.nodes.insert(NodeId(id), others.clone());
+    }
+    control.groups.get_mut(&SHARD.group).expect("genesis makes it").voters = members()[1..].to_vec();
+    control.epoch += 1;
+    node.adopt_control(&control);
+    node.handle(Event::LinkUp { peer: NodeId(2) }, at(0));
+    node.handle(Event::LinkUp { peer: NodeId(3) }, at(0));
+    node.note_not_leader(SHARD.group, NodeId(3), Some(NodeId(2)), at(0));
+
+    control.nodes.get_mut(&NodeId(2)).expect("just made").state = crate::control::NodeState::Removed;
+    control.epoch += 1;
+    node.adopt_control(&control);
+    // Late news.
+    node.handle(Event::LinkUp { peer: NodeId(2) }, at(0));
+    let request = Request::Get { key: flotilla_types::Key::new("k").expect("short") };
+    node.handle_request(crate::event::Ticket(1), request, at(5).instant, at(0));
+    let forwarded = node.out.messages.iter().filter(|(_, message)| matches!(message, PeerMessage::Forward(_)));
+    assert_eq!(forwarded.map(|(to, _)| *to).collect::<Vec<_>>(), [NodeId(3)]);
+}
