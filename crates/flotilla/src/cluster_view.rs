@@ -141,22 +141,25 @@ impl ClusterView {
     /// How well the cluster is, in sentences: a summary, and what the server says is amiss.
     pub fn health(&self) -> Vec<String> {
         let members = self.members().count();
-        let voters = self.shards.iter().map(voter_count).min().unwrap_or(0);
-        let summary = match members {
-            // The server's own words begin with it.
-            0..=2 => None,
-            _ if voters >= 3 => {
-                Some(format!("{members} nodes: every shard on at least {voters} of them, any {} may fail", (voters - 1) / 2))
-            }
-            _ => Some(format!("{members} nodes: still spreading the shards over them")),
+        let is_down = |name: &str| self.node(name).is_some_and(|node| node.state == "down");
+        // Of each shard: voters that are up, and how many more of them may fail.
+        let at_hand = |shard: &ShardView| {
+            let voters = || shard.replicas.iter().filter(|replica| replica.role == "voter");
+            let up = voters().filter(|voter| !is_down(&voter.node)).count();
+            (up, up.checked_sub(voters().count() / 2 + 1))
+        };
+        let (up, spare) = self.shards.iter().map(at_hand).min().unwrap_or_default();
+        let summary = match spare {
+            // The server's own words begin with it, or say what is lost.
+            _ if members <= 2 => None,
+            None => None,
+            Some(0) if up < 2 => Some(format!("{members} nodes: still spreading the shards over them")),
+            Some(0) => Some(format!("{members} nodes: every shard on at least {up} that are up, none of which may fail")),
+            Some(spare) => Some(format!("{members} nodes: every shard on at least {up} that are up, any {spare} may fail")),
         };
         let moves = (!self.moves.is_empty()).then(|| format!("{} replica moves under way", self.moves.len()));
         summary.into_iter().chain(self.health.iter().cloned()).chain(moves).collect()
     }
-}
-
-fn voter_count(shard: &ShardView) -> usize {
-    shard.replicas.iter().filter(|replica| replica.role == "voter").count()
 }
 
 #[cfg(test)]
@@ -191,6 +194,9 @@ mod tests {
         let mut one_down = cluster(3, 3, 0);
         one_down.nodes[2].state = "down".into();
         assert!(!one_down.is_settled());
-        assert_eq!(one_down.health(), ["3 nodes: every shard on at least 3 of them, any 1 may fail"]);
+        assert_eq!(cluster(3, 3, 0).health(), ["3 nodes: every shard on at least 3 that are up, any 1 may fail"]);
+        assert_eq!(one_down.health(), ["3 nodes: every shard on at least 2 that are up, none of which may fail"]);
+        one_down.nodes[1].state = "down".into();
+        assert_eq!(one_down.health(), [""; 0], "the server says what is lost");
     }
 }
