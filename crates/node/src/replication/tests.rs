@@ -4,6 +4,7 @@ use super::*;
 use crate::boot::Identity;
 use crate::control::{ControlState, Formats, GroupRecord, NodeProfile};
 use crate::event::Event;
+use crate::fitness::Unfit;
 use crate::node::{Link, NodeConfig};
 use bytes::{BufMut, BytesMut};
 use flotilla_storage::log::{Damage, Recovered, RecoveredReplica};
@@ -210,4 +211,29 @@ fn a_request_is_not_forwarded_to_a_node_that_was_removed() {
     node.handle_request(crate::event::Ticket(1), request, at(5).instant, at(0));
     let forwarded = node.out.messages.iter().filter(|(_, message)| matches!(message, PeerMessage::Forward(_)));
     assert_eq!(forwarded.map(|(to, _)| *to).collect::<Vec<_>>(), [NodeId(3)]);
+}
+
+#[test]
+fn nothing_is_handed_to_a_node_that_leaves_or_is_gone() {
+    let mut node = leading(1 << 20);
+    node.control.groups.get_mut(&SHARD.group).expect("genesis makes it").preferred_leader = Some(NodeId(2));
+    node.handle_unfit(NodeId(2), Unfit::ShuttingDown, at(5));
+    node.handle_control_epoch(NodeId(2), 0, at(5));
+    node.supervise(at(5));
+    assert!(!shard_of(&mut node).group.is_transferring());
+    // It is silent about that: it was started again.
+    node.handle_control_epoch(NodeId(2), 0, at(9));
+    node.supervise(at(9));
+    assert!(shard_of(&mut node).group.is_transferring());
+    node.handle(Event::LinkDown { peer: NodeId(2), refused: true }, at(9));
+    assert!(!shard_of(&mut node).group.is_transferring());
+}
+
+#[test]
+fn a_node_that_leaves_says_so_before_it_hands_anything_over() {
+    let mut node = leading(1 << 20);
+    node.handle(Event::ShutDown, at(5));
+    let messages = node.flush(at(5)).messages;
+    assert!(matches!(messages.first(), Some((_, PeerMessage::Unfit { reason: Unfit::ShuttingDown }))), "{messages:?}");
+    assert!(messages.iter().any(|(_, message)| matches!(message, PeerMessage::Raft { .. })), "{messages:?}");
 }
