@@ -4,7 +4,7 @@
 
 use crate::cluster::{Cluster, flags, loopback_specs};
 use crate::kill::{own_copies_line, verdict_line};
-use crate::operator::{Operator, describe, is_even};
+use crate::operator::{Operator, describe, spread};
 use crate::scan_load::{ScanPlan, load};
 use crate::verify::{Verdict, expectations, verify, verify_own_copies};
 use crate::writers::{WriterPlan, Writers};
@@ -228,7 +228,8 @@ impl Step {
     /// Whether everything is as it was asked for. What was undone would not be: the operator still wants it.
     fn is_at_rest(&self, view: &ClusterView) -> bool {
         if !self.drains {
-            return is_even(view);
+            // Leaders follow at leisure; they are waited for in the end.
+            return view.is_settled() && spread(view, |node| node.replicas).is_some_and(|(fewest, most)| most - fewest <= 1);
         }
         let is_whole = |shard: &flotilla::cluster_view::ShardView| {
             shard.leader.is_some() && shard.replicas.len() == view.replicas_wanted && shard.replicas.iter().all(|r| r.role == "voter")

@@ -102,7 +102,7 @@ impl Operator {
 }
 
 /// Whether everything is where it belongs, and copies and leaders are even within one.
-pub fn is_even(view: &ClusterView) -> bool {
+fn is_even(view: &ClusterView) -> bool {
     let even = |of: fn(&NodeView) -> Option<u64>| spread(view, of).is_some_and(|(fewest, most)| most - fewest <= 1);
     view.is_settled() && even(|node| node.replicas) && even(|node| node.leaders)
 }
