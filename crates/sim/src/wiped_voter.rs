@@ -131,3 +131,14 @@ fn an_entry_that_only_the_leader_and_a_wiped_voter_had_survives_the_leaders_deat
         }
     }
 }
+
+/// The same with a node that comes back empty under its old id, and so as the voter it was: the test can fail.
+#[test]
+fn a_wiped_node_under_its_old_id_does_harm() {
+    let plant = Some(PlantedFault::ReseedUnderOldReplicaId);
+    let does_harm = |seed: &u64| {
+        let seen = wiped_voter(*seed, true, plant);
+        seen.usurper.is_some() || seen.violation.is_some() || seen.value.as_deref() != Some(VALUE)
+    };
+    assert!((0..8).any(|seed| does_harm(&seed)), "nothing is lost");
+}
